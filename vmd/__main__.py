@@ -1,0 +1,7 @@
+"""`python -m vmd`."""
+
+import sys
+
+from vmd.cli import main
+
+sys.exit(main())

@@ -1,0 +1,115 @@
+"""The administrator's commands: tokens, users, doctor."""
+
+import argparse
+import re
+from typing import Any
+
+from vmd.cli.failure import Failure
+from vmd.cli.local import call
+from vmd.cli.settings import add_arguments, data_dir_of, load_settings
+from vmd.model.account import Role, Scope
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def add_commands(commands: Any) -> None:
+    """Add token, user and doctor."""
+    token = commands.add_parser("token", help="make, list and revoke API tokens").add_subparsers(
+        metavar="COMMAND", required=True
+    )
+    create = _command(token, "create", "make a token and print its secret, this once", _create_token)
+    create.add_argument("name")
+    create.add_argument("--user", default="admin", help="whose token (default: admin)")
+    create.add_argument("--scope", action="append", choices=[str(scope) for scope in Scope], dest="scopes")
+    create.add_argument("--workspace", metavar="ID", help="the one workspace that it reaches")
+    create.add_argument("--expires", type=_seconds, metavar="30d", help="lifetime, with unit s, m, h, d or w")
+    listing = _command(token, "list", "list tokens", _list_tokens)
+    listing.add_argument("--user", default="admin", help="whose tokens (default: admin)")
+    revoke = _command(token, "revoke", "revoke a token", _revoke_token)
+    revoke.add_argument("token", metavar="ID")
+    revoke.add_argument("--user", default="admin", help="whose token (default: admin)")
+
+    user = commands.add_parser("user", help="add and list users").add_subparsers(
+        metavar="COMMAND", required=True
+    )
+    add = _command(user, "add", "add a user", _add_user)
+    add.add_argument("name")
+    add.add_argument("--role", choices=[str(role) for role in Role], default=str(Role.MEMBER))
+    _command(user, "list", "list users", _list_users)
+
+    doctor = _command(commands, "doctor", "compare the books with what the providers hold", _doctor)
+    doctor.add_argument("--fix", action="store_true", help="destroy what belongs to no workspace")
+
+
+def _command(commands: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text)
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _call(given: argparse.Namespace, method: str, path: str, body: Any = None) -> Any:
+    settings = load_settings(given).settings
+    user = getattr(given, "user", "admin")
+    return call(settings, data_dir_of(given), method, path, body, user=user)
+
+
+def _list(given: argparse.Namespace, path: str) -> list[Any]:
+    items, cursor = [], ""
+    while True:
+        page = _call(given, "GET", f"{path}?limit=200{cursor}")
+        items += page["items"]
+        if page["next_cursor"] is None:
+            return items
+        cursor = f"&cursor={page['next_cursor']}"
+
+
+def _create_token(given: argparse.Namespace) -> int:
+    wanted = {"name": given.name, "workspace_id": given.workspace, "expires_in_seconds": given.expires}
+    if given.scopes:
+        wanted["scopes"] = given.scopes
+    print(_call(given, "POST", "/api/v1/tokens", wanted)["secret"])
+    return 0
+
+
+def _list_tokens(given: argparse.Namespace) -> int:
+    for token in _list(given, "/api/v1/tokens"):
+        scopes = ",".join(token["scopes"])
+        print(f"{token['id']}  {token['name']}  {scopes}  expires {token['expires_at'] or 'never'}")
+    return 0
+
+
+def _revoke_token(given: argparse.Namespace) -> int:
+    _call(given, "DELETE", f"/api/v1/tokens/{given.token}")
+    return 0
+
+
+def _add_user(given: argparse.Namespace) -> int:
+    print(_call(given, "POST", "/api/v1/users", {"name": given.name, "role": given.role})["id"])
+    return 0
+
+
+def _list_users(given: argparse.Namespace) -> int:
+    for user in _list(given, "/api/v1/users"):
+        print(f"{user['id']}  {user['name']}  {user['role']}")
+    return 0
+
+
+def _doctor(given: argparse.Namespace) -> int:
+    fix = "true" if given.fix else "false"
+    findings = _call(given, "POST", f"/control/doctor?fix={fix}")["findings"]
+    for finding in findings:
+        fixed = " (fixed)" if finding["is_fixed"] else ""
+        print(f"{finding['kind']}: {finding['subject']}: {finding['detail']}{fixed}")
+    if not findings:
+        print("All is well: the books and the providers agree.")
+    if all(finding["is_fixed"] for finding in findings):
+        return 0
+    raise Failure("not all is well; `vmd doctor --fix` destroys orphans, the rest needs a look")
+
+
+def _seconds(text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,9})([smhdw])", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a lifetime such as 30d or 12h")
+    return int(match[1]) * _UNITS[match[2]]

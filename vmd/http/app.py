@@ -1,0 +1,89 @@
+"""The application: all routes, behind the one middleware."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from aiohttp import web
+from attrs import evolve, frozen
+
+from vmd.http.accounts import AccountHandlers
+from vmd.http.control import ControlHandlers
+from vmd.http.events import EventHandlers
+from vmd.http.middleware import PUBLIC_PATHS, Gate, make_middleware, mark_response
+from vmd.http.openapi import specification
+from vmd.http.operations import OperationHandlers
+from vmd.http.service import ServiceHandlers
+from vmd.http.workspaces import WorkspaceHandlers
+from vmd.orchestrator.accounts import Accounts
+from vmd.orchestrator.doctor import Doctor
+from vmd.orchestrator.happenings import Happenings
+from vmd.orchestrator.lifetime import Lifetimes
+from vmd.orchestrator.operations import Operations
+from vmd.orchestrator.quota import Quotas
+from vmd.orchestrator.workspaces import Workspaces
+
+BASE_PATH = "/api/v1"
+MAX_BODY_BYTES = 1024 * 1024
+
+
+@frozen(kw_only=True)
+class UseCases:
+    """Everything that the handlers call."""
+
+    workspaces: Workspaces
+    operations: Operations
+    lifetimes: Lifetimes
+    accounts: Accounts
+    quotas: Quotas
+    happenings: Happenings
+    doctor: Doctor
+    provider_status: Callable[[], dict[str, bool | None]]
+
+
+def make_app(
+    use_cases: UseCases, *, hosts: Collection[str], origins: Collection[str], control_path: str
+) -> web.Application:
+    """Return the application; on shutdown it refuses new requests and closes its sockets."""
+    gate = Gate(use_cases.accounts, hosts=hosts, control_path=control_path)
+    app = web.Application(middlewares=[make_middleware(gate)], client_max_size=MAX_BODY_BYTES)
+    events = EventHandlers(use_cases.happenings, frozenset(origins))
+    app.add_routes(_routes(use_cases, events))
+    app.add_routes(ControlHandlers(gate, use_cases.doctor).routes())
+    app.on_response_prepare.append(mark_response)
+
+    async def close(_: web.Application) -> None:
+        gate.is_closing = True
+        await events.close()
+
+    app.on_shutdown.append(close)
+    return app
+
+
+def make_specification() -> dict[str, Any]:
+    """Return the OpenAPI document of all routes; nothing is started for it."""
+    nothing: Any = None
+    use_cases = UseCases(
+        workspaces=nothing,
+        operations=nothing,
+        lifetimes=nothing,
+        accounts=nothing,
+        quotas=nothing,
+        happenings=nothing,
+        doctor=nothing,
+        provider_status=dict,
+    )
+    return specification(_routes(use_cases, EventHandlers(nothing, frozenset())), PUBLIC_PATHS)
+
+
+def _routes(use_cases: UseCases, events: EventHandlers) -> list[web.RouteDef]:
+    below_base = [
+        *WorkspaceHandlers(use_cases.workspaces, use_cases.lifetimes).routes(),
+        *OperationHandlers(use_cases.operations).routes(),
+        *AccountHandlers(use_cases.accounts, use_cases.quotas).routes(),
+        *events.routes(),  # sockets are found below the base path too
+    ]
+    return [
+        *ServiceHandlers(use_cases.provider_status, make_specification).routes(),
+        *(evolve(route, path=BASE_PATH + route.path) for route in below_base),
+        *events.routes(),
+    ]

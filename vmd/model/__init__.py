@@ -1,0 +1,1 @@
+"""Plain types of the domain: states, operations, accounts, errors. Nothing here does I/O."""

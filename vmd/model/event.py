@@ -1,0 +1,36 @@
+"""What happened, as it is told to those who listen."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from attrs import frozen
+
+
+class EventType(StrEnum):
+    """The kinds of event; what `data` holds is said beside each."""
+
+    WORKSPACE_CREATED = "workspace.created"  # name, status
+    WORKSPACE_UPDATED = "workspace.updated"  # the names of the changed fields with their values
+    WORKSPACE_STATUS = "workspace.status"  # status, previous, reason
+    WORKSPACE_EXPIRING = "workspace.expiring"  # clock, at
+    WORKSPACE_EXPIRED = "workspace.expired"  # clock
+    WORKSPACE_DELETED = "workspace.deleted"  # name
+    OPERATION_CREATED = "operation.created"  # type, status
+    OPERATION_PROGRESS = "operation.progress"  # status, progress
+    OPERATION_LOG = "operation.log"  # lines: [{seq, time, stream, message}]
+    OPERATION_FINISHED = "operation.finished"  # type, status, result, error
+
+
+@frozen(kw_only=True)
+class Event:
+    """One event. `seq` rises by commit order and is never used twice."""
+
+    seq: int
+    type: EventType
+    time: datetime
+    actor: str
+    owner_id: str | None
+    workspace_id: str | None
+    operation_id: str | None
+    data: dict[str, Any]

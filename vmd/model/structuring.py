@@ -1,0 +1,192 @@
+"""Plain data to attrs classes, strictly: no unknown keys, no coercion, every error with its place."""
+
+import re
+import types
+from collections.abc import Callable
+from enum import Enum
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import cattrs
+from attrs import fields, has
+from cattrs.errors import (
+    AttributeValidationNote,
+    BaseValidationError,
+    ForbiddenExtraKeysError,
+    IterableValidationNote,
+)
+from msgspec import Meta, UnsetType
+
+from vmd.model.errors import FieldError
+
+T = TypeVar("T")
+Hook = Callable[[Any, Any], Any]
+
+_JSON_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+
+
+class Unstructurable(Exception):
+    """The data does not fit; `errors` says where and how."""
+
+    def __init__(self, errors: tuple[FieldError, ...]) -> None:
+        super().__init__("; ".join(f"{error.pointer or '/'}: {error.detail}" for error in errors))
+        self.errors = errors
+
+
+def structure(data: object, cls: type[T]) -> T:
+    """Return `data` as an instance of `cls`; raise Unstructurable with every error's JSON Pointer."""
+    try:
+        return _converter.structure(data, cls)
+    except BaseValidationError as error:
+        raise Unstructurable(tuple(_field_errors(error, ""))) from None
+    except _Misfit as error:
+        raise Unstructurable((FieldError(pointer="", detail=str(error)),)) from None
+
+
+class _Misfit(ValueError):
+    """One value does not fit its type."""
+
+
+def _make_converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
+    for cls in (bool, int, float, str):
+        converter.register_structure_hook(cls, _structure_scalar)
+    converter.register_structure_hook_factory(
+        lambda cls: isinstance(cls, type) and issubclass(cls, Enum), lambda cls: _structure_enum
+    )
+    converter.register_structure_hook_factory(_is_optional, lambda cls: _optional_hook(converter, cls))
+    converter.register_structure_hook_factory(
+        lambda cls: _origin(cls) in (tuple, dict), lambda cls: _container_hook(converter, cls)
+    )
+    converter.register_structure_hook_factory(has, lambda cls: _object_hook(converter, cls))
+    converter.register_structure_hook_factory(
+        lambda cls: _origin(cls) is Annotated, lambda cls: _annotated_hook(converter, cls)
+    )
+    return converter
+
+
+def _origin(cls: Any) -> Any:
+    return get_origin(cls)
+
+
+def _structure_scalar(value: Any, cls: Any) -> Any:
+    if cls is float and type(value) is int:
+        return float(value)
+    if cls is int and type(value) is float and value.is_integer():
+        return int(value)  # JSON has one kind of number, and 4.0 is a whole one
+    if type(value) is not cls:
+        raise _Misfit(f"must be {_JSON_NAMES[cls]}")
+    return value
+
+
+def _structure_enum(value: Any, cls: Any) -> Any:
+    try:
+        return cls(value)
+    except ValueError:
+        raise _Misfit(f"must be one of {', '.join(member.value for member in cls)}") from None
+
+
+def _is_optional(cls: Any) -> bool:
+    return get_origin(cls) in (Union, types.UnionType) and bool({type(None), UnsetType} & set(get_args(cls)))
+
+
+def _optional_hook(converter: cattrs.Converter, cls: Any) -> Hook:
+    members = [member for member in get_args(cls) if member not in (type(None), UnsetType)]
+    nullable = type(None) in get_args(cls)
+    inner: Any = members[0] if len(members) == 1 else Union[tuple(members)]  # noqa: UP007 - made at run time
+
+    def hook(value: Any, _: Any) -> Any:
+        if value is None and nullable:
+            return None
+        return converter.structure(value, inner)
+
+    return hook
+
+
+def _container_hook(converter: cattrs.Converter, cls: Any) -> Hook:
+    is_tuple = get_origin(cls) is tuple
+    plain: Any = converter.gen_structure_mapping(cls) if not is_tuple else None
+    element = get_args(cls)[0]
+    elements = list[element]  # type: ignore[valid-type]
+
+    def hook(value: Any, _: Any) -> Any:
+        if not isinstance(value, list if is_tuple else dict):
+            raise _Misfit("must be an array" if is_tuple else "must be an object")
+        if plain is not None:
+            return plain(value, cls)
+        return tuple(converter.structure(value, elements))
+
+    return hook
+
+
+def _object_hook(converter: cattrs.Converter, cls: Any) -> Hook:
+    plain = converter.gen_structure_attrs_fromdict(cls)
+
+    def hook(value: Any, _: Any) -> Any:
+        if not isinstance(value, dict):
+            raise _Misfit("must be an object")
+        return plain(value, cls)
+
+    return hook
+
+
+def _annotated_hook(converter: cattrs.Converter, cls: Any) -> Hook:
+    base, *metas = get_args(cls)
+    checks = [meta for meta in metas if isinstance(meta, Meta)]
+
+    def hook(value: Any, _: Any) -> Any:
+        result = converter.structure(value, base)
+        for meta in checks:
+            _check(result, meta)
+        return result
+
+    return hook
+
+
+def _check(value: Any, meta: Meta) -> None:
+    """Enforce what the JSON Schema of the type says (msgspec prints it from the same Meta)."""
+    if meta.ge is not None and not value >= meta.ge:
+        raise _Misfit(f"must be at least {meta.ge}")
+    if meta.le is not None and not value <= meta.le:
+        raise _Misfit(f"must be at most {meta.le}")
+    if meta.min_length is not None and len(value) < meta.min_length:
+        raise _Misfit(f"must have at least {meta.min_length} characters or items")
+    if meta.max_length is not None and len(value) > meta.max_length:
+        raise _Misfit(f"must have at most {meta.max_length} characters or items")
+    if meta.pattern is not None and (re.search(meta.pattern, value) is None or value.endswith("\n")):
+        raise _Misfit(f"must be {meta.description}" if meta.description else f"must match {meta.pattern}")
+
+
+def _field_errors(error: Exception, pointer: str) -> list[FieldError]:
+    if isinstance(error, BaseValidationError):
+        found = []
+        for inner in error.exceptions:
+            step = next((note for note in getattr(inner, "__notes__", ()) if _is_step(note)), None)
+            found += _field_errors(inner, pointer if step is None else f"{pointer}/{_step(step)}")
+        return found
+    if isinstance(error, ForbiddenExtraKeysError):
+        known = ", ".join(attribute.name for attribute in fields(error.cl))
+        return [
+            FieldError(pointer=f"{pointer}/{_escape(key)}", detail=f"is not known here; known are {known}")
+            for key in sorted(error.extra_fields)
+        ]
+    if isinstance(error, KeyError):
+        return [FieldError(pointer=pointer, detail="is missing")]
+    if isinstance(error, _Misfit):
+        return [FieldError(pointer=pointer, detail=str(error))]
+    return [FieldError(pointer=pointer, detail="has the wrong type")]
+
+
+def _is_step(note: object) -> bool:
+    return isinstance(note, AttributeValidationNote | IterableValidationNote)
+
+
+def _step(note: Any) -> str:
+    return _escape(str(note.name if isinstance(note, AttributeValidationNote) else note.index))
+
+
+def _escape(step: str) -> str:
+    """Escape one step of a JSON Pointer (RFC 6901)."""
+    return step.replace("~", "~0").replace("/", "~1")
+
+
+_converter = _make_converter()

@@ -1,0 +1,160 @@
+"""What a worker tells while it works: phases, log lines, steps done."""
+
+import asyncio
+import codecs
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from attrs import evolve
+
+from vmd.model.event import EventType
+from vmd.model.operation import Job, Phase, Progress
+from vmd.store.database import Database, Transaction
+from vmd.store.operations import find_job, insert_logs, update_job
+
+FLUSH_SECONDS = 0.1
+MAX_LINES = 20_000
+MAX_LINE_CHARACTERS = 4096
+
+_Lines = list[tuple[datetime, str, str]]  # time, stream, message
+
+
+class Report:
+    """Writes a worker's progress into the books; log lines are gathered and written a few times a second."""
+
+    def __init__(self, database: Database, job: Job, clock: Callable[[], datetime]) -> None:
+        self._database = database
+        self._job = job
+        self._clock = clock
+        self._lines: _Lines = []
+        self._line_count = 0
+        self._decoders = {stream: _LineDecoder() for stream in ("stdout", "stderr")}
+        self._flush_task: asyncio.Task[None] | None = None
+
+    async def phase(self, phase: Phase, message: str, *, percent: int | None = None, **steps: Any) -> None:
+        """Say which part of the work begins, and record the steps that were done before it."""
+        self._append("vmd", message)
+        progress = Progress(phase=phase, message=message, percent=percent)
+        await self._write(
+            lambda job: evolve(
+                job,
+                operation=evolve(job.operation, progress=progress),
+                checkpoint={**job.checkpoint, **steps},
+            )
+        )
+
+    async def checkpoint(self, **steps: Any) -> None:
+        """Record steps that a retry need not do again."""
+        await self._write(lambda job: evolve(job, checkpoint={**job.checkpoint, **steps}))
+
+    async def forbid_cancel(self, **steps: Any) -> None:
+        """Record that the point of no return is passed, with the steps that were done before it."""
+        await self._write(
+            lambda job: evolve(
+                job,
+                operation=evolve(job.operation, may_cancel=False),
+                checkpoint={**job.checkpoint, **steps},
+            )
+        )
+
+    async def output(self, stream: str, data: bytes) -> None:
+        """Log what a command printed, line by line; bytes that are not UTF-8 are replaced."""
+        for line in self._decoders[stream].feed(data):
+            self._append(stream, line)
+
+    def log(self, message: str) -> None:
+        """Log a line of our own."""
+        self._append("vmd", message)
+
+    async def flush(self) -> None:
+        """Write the lines that are gathered, the unfinished last ones too."""
+        for stream, decoder in self._decoders.items():
+            for line in decoder.finish():
+                self._append(stream, line)
+        if self._flush_task is not None:
+            self._flush_task.cancel()
+            self._flush_task = None
+        await self._write_lines()
+
+    def _append(self, stream: str, message: str) -> None:
+        self._line_count += 1
+        if self._line_count > MAX_LINES:
+            return
+        if self._line_count == MAX_LINES:
+            stream, message = "vmd", f"Only the first {MAX_LINES} lines are kept."
+        if len(message) > MAX_LINE_CHARACTERS:
+            message = message[:MAX_LINE_CHARACTERS] + " …"
+        self._lines.append((self._clock(), stream, message))
+        if self._flush_task is None:
+            self._flush_task = asyncio.create_task(self._flush_later())
+
+    async def _flush_later(self) -> None:
+        await asyncio.sleep(FLUSH_SECONDS)
+        self._flush_task = None
+        await self._write_lines()
+
+    async def _write_lines(self) -> None:
+        lines = self._take_lines()
+        if lines:
+            await self._database.write(lambda tx: self._insert_lines(tx, lines))
+
+    def _take_lines(self) -> _Lines:
+        """Take what is gathered, here on the loop's thread, so that no line is added meanwhile."""
+        lines, self._lines = self._lines, []
+        return lines
+
+    async def _write(self, change: Callable[[Job], Job]) -> None:
+        lines = self._take_lines()
+
+        def unit(tx: Transaction) -> Job:
+            job = find_job(tx, self._job.id)
+            assert job is not None
+            changed = change(job)
+            update_job(tx, changed)
+            self._insert_lines(tx, lines)
+            if changed.operation.progress != job.operation.progress:
+                tx.emit(
+                    EventType.OPERATION_PROGRESS,
+                    actor=job.operation.actor,
+                    owner_id=job.owner_id,
+                    workspace_id=job.operation.workspace_id,
+                    operation_id=job.id,
+                    status=changed.operation.status,
+                    progress=changed.operation.progress,
+                )
+            return changed
+
+        self._job = await self._database.write(unit)
+
+    def _insert_lines(self, tx: Transaction, lines: _Lines) -> None:
+        if not lines:
+            return
+        tx.emit(
+            EventType.OPERATION_LOG,
+            actor=self._job.operation.actor,
+            owner_id=self._job.owner_id,
+            workspace_id=self._job.operation.workspace_id,
+            operation_id=self._job.id,
+            lines=insert_logs(tx, self._job.id, lines),
+        )
+
+
+class _LineDecoder:
+    """Bytes to lines of text."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._rest = ""
+
+    def feed(self, data: bytes) -> list[str]:
+        text = self._rest + self._decoder.decode(data)
+        *lines, self._rest = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        if len(self._rest) > MAX_LINE_CHARACTERS:
+            lines.append(self._rest)
+            self._rest = ""
+        return lines
+
+    def finish(self) -> list[str]:
+        rest, self._rest = self._rest + self._decoder.decode(b"", True), ""
+        return [rest] if rest else []

@@ -1,0 +1,94 @@
+"""Compares the books with what the providers hold."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from attrs import frozen
+
+from vmd.model.account import Actor
+from vmd.orchestrator.permissions import require_admin
+from vmd.orchestrator.templates import Catalogue
+from vmd.providers.base import Provider, ProviderError, ProviderUnavailable
+from vmd.store.database import Database
+from vmd.store.leftovers import delete_leftover, list_leftovers
+from vmd.store.workspaces import list_of_provider
+
+
+class FindingKind(StrEnum):
+    """What can be wrong."""
+
+    UNREACHABLE = "unreachable"  # a provider cannot be asked
+    ORPHAN = "orphan"  # the provider holds something of a workspace that is not in the books
+    MISSING = "missing"  # the books have a machine that the provider does not
+    BROKEN_TEMPLATE = "broken-template"
+
+
+@frozen(kw_only=True)
+class Finding:
+    """One thing that is wrong."""
+
+    kind: FindingKind
+    subject: str
+    detail: str
+    is_fixed: bool = False
+
+
+class Doctor:
+    """Finds, and on demand destroys, what was leaked."""
+
+    def __init__(self, database: Database, providers: Mapping[str, Provider], catalogue: Catalogue) -> None:
+        self._database = database
+        self._providers = providers
+        self._catalogue = catalogue
+
+    async def examine(self, actor: Actor, *, fix: bool) -> tuple[Finding, ...]:
+        """Return what is wrong; with `fix`, destroy orphans first. Nothing unlabelled is ever touched."""
+        require_admin(actor)
+        findings = [
+            Finding(kind=FindingKind.BROKEN_TEMPLATE, subject=name, detail=why)
+            for name, why in self._catalogue.broken.items()
+        ]
+        for provider in self._providers.values():
+            try:
+                findings += await self._examine(provider, fix)
+            except (ProviderError, ProviderUnavailable) as error:
+                findings.append(
+                    Finding(kind=FindingKind.UNREACHABLE, subject=provider.name, detail=str(error))
+                )
+        return tuple(findings)
+
+    async def _examine(self, provider: Provider, fix: bool) -> list[Finding]:
+        # The provider is asked first: what is made after that is in the books by then.
+        holdings = await provider.holdings()
+        booked = await self._database.read(lambda tx: list_of_provider(tx, provider.name))
+        known = {workspace.id for workspace in booked}
+        findings = []
+        orphans: dict[str, list[str]] = {}
+        for holding in holdings:
+            if holding.workspace_id not in known:
+                orphans.setdefault(holding.workspace_id, []).append(f"{holding.kind} {holding.name}")
+        for workspace_id, held in sorted(orphans.items()):
+            if fix:
+                await provider.destroy(workspace_id)
+                await self._database.write(lambda tx, gone=workspace_id: delete_leftover(tx, gone))  # type: ignore[misc]
+            findings.append(
+                Finding(
+                    kind=FindingKind.ORPHAN,
+                    subject=workspace_id,
+                    detail=f"{provider.name} holds {', '.join(held)} of a workspace that is gone",
+                    is_fixed=fix,
+                )
+            )
+        machines = {holding.name for holding in holdings if holding.kind == "machine"}
+        for workspace in booked:
+            ref = workspace.provider_ref
+            if ref is not None and ref not in machines and workspace.current_operation is None:
+                detail = f"the machine {ref} of a workspace that is {workspace.status} is not there"
+                findings.append(Finding(kind=FindingKind.MISSING, subject=workspace.id, detail=detail))
+        await self._forget_settled_leftovers(set(orphans))
+        return findings
+
+    async def _forget_settled_leftovers(self, orphans: set[str]) -> None:
+        for leftover in await self._database.read(list_leftovers):
+            if leftover.workspace_id not in orphans and leftover.provider in self._providers:
+                await self._database.write(lambda tx, gone=leftover: delete_leftover(tx, gone.workspace_id))  # type: ignore[misc]

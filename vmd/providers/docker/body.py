@@ -1,0 +1,131 @@
+"""What a container is made with. Everything is decided here; nothing of a request is passed through."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import frozen
+
+from vmd.model.workspace import WORKDIR
+from vmd.providers.base import MachineSpec
+
+LABEL_INSTANCE = "vmd.instance"
+LABEL_WORKSPACE = "vmd.workspace"
+LABEL_OPERATION = "vmd.operation"
+
+# What root inside needs for a package manager or a change of user; other users have none of them.
+CAPABILITIES = (
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "NET_BIND_SERVICE",
+    "SETGID",
+    "SETUID",
+)
+RUN_DIRECTORY = "/run/vmd"  # in memory: the secrets are here, and gone when the machine stops
+
+_MIB = 1024 * 1024
+_NANO = 1_000_000_000
+
+# The machine's main process. Gives uid 1000 a name and a home where the image has none, then waits; when it
+# is asked to end it asks everybody else first. POSIX shell and nothing more, since images differ.
+_MAIN = f"""
+known=
+while IFS=: read -r _ _ uid _; do [ "$uid" = 1000 ] && known=1; done </etc/passwd
+if [ -z "$known" ]; then
+    shell=/bin/sh; [ -x /bin/bash ] && shell=/bin/bash
+    echo "dev:x:1000:" >>/etc/group
+    echo "dev:x:1000:1000::/home/dev:$shell" >>/etc/passwd
+    mkdir -p /home/dev && chown 1000:1000 /home/dev
+fi
+chown 1000:1000 {WORKDIR}
+[ -n "${{VMD_SUDO:-}}" ] && [ -d /etc/sudoers.d ] && echo '#1000 ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/vmd
+unset VMD_SUDO
+end() {{
+    trap '' TERM HUP
+    kill -TERM -1 2>/dev/null
+    kill -HUP -1 2>/dev/null
+    while set -- /proc/[0-9]*; [ $# -gt 2 ]; do sleep 0.05; done
+    exit 0
+}}
+trap end TERM
+: >{RUN_DIRECTORY}/ready
+while :; do sleep 86400 & wait $!; done
+"""
+
+# Runs a command once the machine is set up, with the secrets in its environment.
+_WITH_SECRETS = f"""
+until [ -e {RUN_DIRECTORY}/ready ]; do sleep 0.02; done
+if [ -r {RUN_DIRECTORY}/secrets ]; then set -a; . {RUN_DIRECTORY}/secrets; set +a; fi
+exec "$@"
+"""
+WRITE_SECRETS = f"""
+until [ -e {RUN_DIRECTORY}/ready ]; do sleep 0.02; done
+umask 077; cat >{RUN_DIRECTORY}/secrets.new && mv {RUN_DIRECTORY}/secrets.new {RUN_DIRECTORY}/secrets
+"""
+
+
+@frozen(kw_only=True)
+class ContainerOptions:
+    """What the administrator decides for all containers."""
+
+    has_sudo: bool = False  # lets the machine's user become root, which needs privileges to be gained
+    runtime: str | None = None  # such as runsc
+
+
+def container_body(
+    spec: MachineSpec, labels: Mapping[str, str], *, volume: str, network: str, options: ContainerOptions
+) -> dict[str, Any]:
+    """Return the body of the engine's container create call."""
+    resources = spec.resources
+    memory_bytes = resources.memory_mb * _MIB
+    environment = {**spec.env, **({"VMD_SUDO": "1"} if options.has_sudo else {})}
+    capabilities = [*CAPABILITIES, *(("AUDIT_WRITE",) if options.has_sudo else ())]
+    host_config: dict[str, Any] = {
+        "NetworkMode": network,
+        "Mounts": [{"Type": "volume", "Source": volume, "Target": WORKDIR}],
+        "Tmpfs": {RUN_DIRECTORY: "rw,nosuid,nodev,noexec,size=1m,uid=1000,gid=1000,mode=0700"},
+        "Init": True,
+        "CapDrop": ["ALL"],
+        "CapAdd": capabilities,
+        "SecurityOpt": [] if options.has_sudo else ["no-new-privileges"],
+        "NanoCpus": int(resources.cpus * _NANO),
+        "Memory": memory_bytes,
+        "MemorySwap": memory_bytes,
+        "PidsLimit": resources.pids,
+        "RestartPolicy": {"Name": "no"},
+        "LogConfig": {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "1"}},
+    }
+    if resources.disk_mb is not None:
+        host_config["StorageOpt"] = {"size": f"{resources.disk_mb}M"}
+    if options.runtime is not None:
+        host_config["Runtime"] = options.runtime
+    return {
+        "Image": spec.image,
+        "Hostname": spec.hostname,
+        "User": "0:0",
+        "WorkingDir": WORKDIR,
+        "Entrypoint": ["/bin/sh", "-c", _MAIN, "vmd"],
+        "Cmd": [],
+        "Env": [f"{name}={value}" for name, value in environment.items()],
+        "Labels": dict(labels),
+        "StopSignal": "SIGTERM",
+        "Tty": False,
+        "OpenStdin": False,
+        "HostConfig": host_config,
+    }
+
+
+def with_secrets(argv: tuple[str, ...]) -> list[str]:
+    """Return the command line that runs `argv` with the secrets in its environment."""
+    return ["/bin/sh", "-c", _WITH_SECRETS, "vmd", *argv]
+
+
+def secrets_file(secrets: Mapping[str, str]) -> bytes:
+    """Return the secrets as assignments for a POSIX shell."""
+    lines = []
+    for name, value in secrets.items():
+        quoted = value.replace("'", "'\\''")
+        lines.append(f"{name}='{quoted}'\n")
+    return "".join(lines).encode()

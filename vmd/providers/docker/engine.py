@@ -1,0 +1,149 @@
+"""The connection to one engine: its own connection pools, deadlines for all calls, and errors as ours."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import aiohttp
+from aiodocker import Docker
+from aiodocker.exceptions import DockerError
+from aiohttp import ClientTimeout
+
+from vmd.providers.base import ProviderError, ProviderUnavailable
+
+CONTROL_CONNECTIONS = 32
+CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 60.0  # the longest a control call may take, waiting for a machine to stop not counted
+PING_SECONDS = 5.0
+QUIET_SECONDS = 10.0  # of silence on the event stream before the engine is asked whether it lives
+_NO_CONNECTION = 900  # the status that aiodocker makes up
+NOT_FOUND = 404
+CONFLICT = 409
+
+
+class Engine:
+    """Two clients of one engine: control calls, of which a few go at once, and streams, which are many.
+
+    aiodocker's own connector stops at 100 connections and its calls have no deadline.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._clients: list[Docker] = []
+        self._connectors: list[aiohttp.BaseConnector] = []
+        self._control: Docker | None = None
+        self._streams: Docker | None = None
+
+    @property
+    def control(self) -> Docker:
+        """The client for calls that answer soon."""
+        if self._control is None:
+            self._control = self._client(
+                CONTROL_CONNECTIONS, ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS)
+            )
+        return self._control
+
+    @property
+    def streams(self) -> Docker:
+        """The client for calls that stay open."""
+        if self._streams is None:
+            self._streams = self._client(0, ClientTimeout(total=None, sock_connect=CONNECT_SECONDS))
+        return self._streams
+
+    def _client(self, limit: int, timeout: ClientTimeout) -> Docker:
+        connector: aiohttp.BaseConnector
+        if self.url.startswith("unix://"):
+            connector = aiohttp.UnixConnector(self.url.removeprefix("unix://"), limit=limit)
+            client = Docker(url="unix://localhost", connector=connector, timeout=timeout)
+        else:
+            connector = aiohttp.TCPConnector(limit=limit)
+            client = Docker(url=self.url, connector=connector, timeout=timeout)
+        self._clients.append(client)
+        self._connectors.append(connector)
+        return client
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn every way in which a call can fail into a provider's error, or let a 404 or 409 through."""
+        try:
+            yield
+        except DockerError as error:
+            if error.status == _NO_CONNECTION:
+                raise self._unavailable(str(error.message)) from None
+            if error.status in (NOT_FOUND, CONFLICT):
+                raise
+            raise ProviderError(f"The engine refused: {error.message}") from None
+        except TimeoutError:
+            raise self._unavailable("it does not answer") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unavailable(str(error) or type(error).__name__) from None
+
+    def _unavailable(self, why: str) -> ProviderUnavailable:
+        return ProviderUnavailable(f"The Docker Engine at {self.url} cannot be reached: {why}.")
+
+    async def call(
+        self,
+        path: str,
+        method: str = "GET",
+        *,
+        data: Any = None,
+        params: Mapping[str, Any] | None = None,
+        timeout_seconds: float = ANSWER_SECONDS,
+    ) -> Any:
+        """Return the JSON answer to one call; raise DockerError for 404 and 409 alone."""
+        timeout = ClientTimeout(total=timeout_seconds, sock_connect=CONNECT_SECONDS)
+        with self.translated():
+            async with self.control._query(
+                path,
+                method,
+                data=None if data is None else json.dumps(data),
+                params=None if params is None else dict(params),
+                timeout=timeout,
+            ) as response:
+                body = await response.read()
+        return json.loads(body) if body else None
+
+    async def ping(self) -> None:
+        """Raise ProviderUnavailable unless the engine answers soon."""
+        await self.call("version", timeout_seconds=PING_SECONDS)
+
+    async def events(self, filters: Mapping[str, Any]) -> AsyncIterator[dict[str, Any] | None]:
+        """Yield None when the stream stands, then each event; end by raising ProviderUnavailable.
+
+        aiodocker's own event stream does not come back after an engine's restart.
+        """
+        with self.translated():
+            await self.ping()
+            async with self.streams._query(
+                "events",
+                params={"filters": json.dumps(filters)},
+                timeout=ClientTimeout(sock_connect=CONNECT_SECONDS),
+            ) as response:
+                try:
+                    yield None
+                    while line := await self._read_line(response):
+                        yield json.loads(line)
+                finally:
+                    response.close()
+        raise self._unavailable("its event stream ended")
+
+    async def _read_line(self, response: aiohttp.ClientResponse) -> bytes:
+        """Return the next line; while there is none, make sure that the engine lives."""
+        reading = asyncio.ensure_future(response.content.readline())
+        try:
+            while not reading.done():
+                await asyncio.wait({reading}, timeout=QUIET_SECONDS)
+                if not reading.done():
+                    await self.ping()
+            return reading.result()
+        finally:
+            reading.cancel()
+
+    async def close(self) -> None:
+        """Close both clients and their connections."""
+        for client in self._clients:
+            await client.close()
+        for connector in self._connectors:
+            await connector.close()

@@ -1,0 +1,409 @@
+"""The Docker provider: every promise of `Provider` kept with engine calls that may be repeated."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from aiodocker.exceptions import DockerError
+
+from vmd.providers.base import (
+    MACHINE_USER,
+    Capacity,
+    CpuStats,
+    DiskStats,
+    Execution,
+    Holding,
+    Machine,
+    MachineSpec,
+    MemoryStats,
+    NetworkStats,
+    Output,
+    PidsStats,
+    Power,
+    ProviderError,
+    Stats,
+)
+from vmd.providers.docker.body import (
+    LABEL_INSTANCE,
+    LABEL_OPERATION,
+    LABEL_WORKSPACE,
+    WRITE_SECRETS,
+    ContainerOptions,
+    container_body,
+    secrets_file,
+    with_secrets,
+)
+from vmd.providers.docker.engine import ANSWER_SECONDS, CONFLICT, NOT_FOUND, Engine
+from vmd.providers.docker.subnets import SubnetPool
+
+MAX_SUBNET_TRIES = 20
+REMOVAL_TRIES = 150
+REMOVAL_PAUSE_SECONDS = 0.2
+_DISK_DRIVERS = frozenset({"btrfs", "zfs", "devicemapper", "windowsfilter"})
+_MIB = 1024 * 1024
+
+
+class DockerProvider:
+    """A container, a volume and a network a workspace, found again by their names and labels."""
+
+    name = "docker"
+    nodes: tuple[str, ...] = ("local",)
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        instance: str,
+        subnet_pool: str,
+        options: ContainerOptions | None = None,
+    ) -> None:
+        self._engine = Engine(url)
+        self._instance = instance
+        self._options = options or ContainerOptions()
+        self._subnets = SubnetPool(subnet_pool)
+        self._knows_subnets = False
+
+    # What the host has.
+
+    async def capacity(self) -> Capacity:
+        """Return the engine's processors and memory, and whether its storage driver can limit disks."""
+        info = await self._engine.call("info")
+        driver = info["Driver"]
+        backing = dict(info.get("DriverStatus") or []).get("Backing Filesystem", "")
+        return Capacity(
+            cpus=float(info["NCPU"]),
+            memory_mb=info["MemTotal"] // _MIB,
+            can_limit_disk=driver in _DISK_DRIVERS or (driver == "overlay2" and backing == "xfs"),
+            disk_hint=f"the engine's storage driver is {driver} on {backing or 'an unknown file system'}",
+        )
+
+    async def has_image(self, image: str) -> bool:
+        """Whether the engine has the image."""
+        return await self._find(f"images/{image}/json") is not None
+
+    async def pull(self, image: str, output: Output) -> None:
+        """Have the engine fetch the image from its registry."""
+        try:
+            with self._engine.translated():
+                async for item in self._engine.streams.images.pull(image, stream=True):
+                    if not item.get("progressDetail"):
+                        line = " ".join(filter(None, [item.get("id"), item.get("status")]))
+                        await output("stdout", f"{line}\n".encode())
+        except (DockerError, ProviderError) as error:
+            raise ProviderError(
+                f"The image {image} is not there and cannot be pulled: {_message(error)}. "
+                "Build or import it at the engine, or name another one in the template."
+            ) from None
+
+    # The life of a machine.
+
+    async def create(self, spec: MachineSpec) -> str:
+        """Make volume, network and container, or find those that an earlier try made."""
+        base = f"vmd-{spec.workspace_id}"
+        ref = f"{base}-{spec.operation_id}"
+        labels = {LABEL_INSTANCE: self._instance, LABEL_WORKSPACE: spec.workspace_id}
+        await asyncio.gather(self._create_volume(base, labels), self._create_network(base, labels))
+        labels[LABEL_OPERATION] = spec.operation_id
+        body = container_body(spec, labels, volume=base, network=base, options=self._options)
+        try:
+            await self._engine.call("containers/create", "POST", data=body, params={"name": ref})
+        except DockerError as error:
+            if error.status != CONFLICT:
+                raise ProviderError(f"The engine cannot make the machine: {error.message}.") from None
+            self._require_ours(await self._find(f"containers/{ref}/json"), "container", ref, ("Config",))
+        return ref
+
+    async def _create_volume(self, name: str, labels: Mapping[str, str]) -> None:
+        volume = await self._engine.call("volumes/create", "POST", data={"Name": name, "Labels": labels})
+        self._require_ours(volume, "volume", name)
+
+    async def _create_network(self, name: str, labels: Mapping[str, str]) -> None:
+        for _ in range(MAX_SUBNET_TRIES):
+            if not self._knows_subnets:
+                await self._learn_subnets()
+            subnet = self._subnets.take()
+            body = {
+                "Name": name,
+                "Driver": "bridge",
+                "CheckDuplicate": True,
+                "Labels": {**labels, LABEL_OPERATION: ""},
+                "IPAM": {"Config": [{"Subnet": subnet}]},
+            }
+            try:
+                await self._engine.call("networks/create", "POST", data=body)
+                return
+            except DockerError as error:
+                self._subnets.give_back(subnet)
+                if error.status != CONFLICT:
+                    raise ProviderError(f"The engine cannot make the network: {error.message}.") from None
+                self._require_ours(await self._find(f"networks/{name}"), "network", name)
+                return
+            except ProviderError as error:
+                # Somebody else's network lies there, and stays taken. Others may be new as well.
+                if "overlap" not in str(error).lower():
+                    self._subnets.give_back(subnet)
+                    raise
+                await self._learn_subnets()
+            except BaseException:
+                self._subnets.give_back(subnet)
+                raise
+        raise ProviderError("No free subnet was found for the workspace; check providers.docker.subnet_pool.")
+
+    async def _learn_subnets(self) -> None:
+        networks = await self._engine.call("networks")
+        for network in networks:
+            configs = (network.get("IPAM") or {}).get("Config") or []
+            self._subnets.learn(config["Subnet"] for config in configs if config.get("Subnet"))
+        self._knows_subnets = True
+
+    async def start(self, ref: str, secrets: Mapping[str, str]) -> Machine:
+        """Start the container, and hand it its secrets through memory."""
+        try:
+            await self._engine.call(f"containers/{ref}/start", "POST")
+        except DockerError as error:
+            raise ProviderError(f"The engine cannot start the machine: {error.message}.") from None
+        if secrets:
+            await self._write_secrets(ref, secrets)
+        machine = await self.inspect(ref)
+        if machine is None or machine.power is not Power.RUNNING:
+            code = None if machine is None else machine.exit_code
+            raise ProviderError(f"The machine ended at once (exit code {code}); does its image have a shell?")
+        return machine
+
+    async def _write_secrets(self, ref: str, secrets: Mapping[str, str]) -> None:
+        said = bytearray()
+
+        async def output(_: str, data: bytes) -> None:
+            said.extend(data)
+
+        argv = ["/bin/sh", "-c", WRITE_SECRETS]
+        code = await self._run(ref, argv, Execution(argv=(), cwd="/"), output, stdin=secrets_file(secrets))
+        if code != 0:
+            raise ProviderError(f"The secrets could not be written: {said.decode('utf-8', 'replace')}")
+
+    async def stop(self, ref: str, timeout_seconds: int) -> None:
+        """Stop the container; one that is not running is fine."""
+        try:
+            await self._engine.call(
+                f"containers/{ref}/stop",
+                "POST",
+                params={"t": timeout_seconds},
+                timeout_seconds=timeout_seconds + ANSWER_SECONDS,
+            )
+        except DockerError as error:
+            raise ProviderError(f"The engine cannot stop the machine: {error.message}.") from None
+
+    async def inspect(self, ref: str) -> Machine | None:
+        """Return the container as a machine; one that is not labelled as ours is none."""
+        found = await self._find(f"containers/{ref}/json")
+        if found is None or found["Config"]["Labels"].get(LABEL_INSTANCE) != self._instance:
+            return None
+        state, labels = found["State"], found["Config"]["Labels"]
+        is_running = bool(state["Running"])
+        networks = found["NetworkSettings"]["Networks"] or {}
+        address = next((network["IPAddress"] for network in networks.values()), "")
+        return Machine(
+            ref=found["Name"].removeprefix("/"),
+            workspace_id=labels[LABEL_WORKSPACE],
+            operation_id=labels.get(LABEL_OPERATION, ""),
+            power=Power.RUNNING if is_running else Power.STOPPED,
+            exit_code=None if is_running else state["ExitCode"],
+            is_out_of_memory=bool(state.get("OOMKilled")),
+            address=address or None,
+        )
+
+    async def execute(self, ref: str, execution: Execution, output: Output) -> int:
+        """Run a command through the engine's exec."""
+        return await self._run(ref, with_secrets(execution.argv), execution, output)
+
+    async def _run(
+        self, ref: str, argv: list[str], execution: Execution, output: Output, *, stdin: bytes | None = None
+    ) -> int:
+        try:
+            with self._engine.translated():
+                streams = self._engine.streams
+                run = await streams.containers.container(ref).exec(
+                    argv,
+                    stdin=stdin is not None,
+                    user=execution.user or MACHINE_USER,
+                    environment=execution.env,
+                    workdir=execution.cwd,
+                )
+                async with run.start() as stream:
+                    if stdin is not None:
+                        await stream.write_in(stdin)
+                        _half_close(stream)
+                    while (message := await stream.read_out()) is not None:
+                        await output("stderr" if message.stream == 2 else "stdout", message.data)
+                found = await self._engine.call(f"exec/{run.id}/json")
+        except DockerError as error:
+            raise ProviderError(f"The engine cannot run a command in the machine: {error.message}.") from None
+        if found["ExitCode"] is None:
+            raise ProviderError("The machine ended while a command ran in it.")
+        return int(found["ExitCode"])
+
+    async def discard(self, ref: str) -> None:
+        """Remove one container, running or not."""
+        await self._remove(f"containers/{ref}", {"force": 1, "v": 1})
+
+    async def destroy(self, workspace_id: str) -> None:
+        """Remove everything that bears the workspace's label."""
+        label = f"{LABEL_WORKSPACE}={workspace_id}"
+        for container in await self._list_containers(label):
+            await self.discard(container["Id"])
+        networks, volumes = await asyncio.gather(self._list_networks(label), self._list_volumes(label))
+        await asyncio.gather(
+            *(self._remove_network(network) for network in networks),
+            *(self._remove(f"volumes/{volume['Name']}", {"force": 1}) for volume in volumes),
+        )
+        for image in await self._engine.call("images/json", params=self._filters(label)):
+            await self._remove(f"images/{image['Id']}", {"force": 1})
+
+    async def _remove_network(self, network: Mapping[str, Any]) -> None:
+        await self._remove(f"networks/{network['Id']}")
+        for config in (network.get("IPAM") or {}).get("Config") or []:
+            if config.get("Subnet"):
+                self._subnets.give_back(config["Subnet"])
+
+    async def _remove(self, path: str, params: Mapping[str, Any] | None = None) -> None:
+        """Delete something at the engine until it is gone; "not there" is success."""
+        for _ in range(REMOVAL_TRIES):
+            try:
+                await self._engine.call(path, "DELETE", params=params)
+                return
+            except DockerError as error:
+                if error.status == NOT_FOUND:
+                    return
+                if "in progress" not in str(error.message):
+                    raise ProviderError(f"The engine cannot remove {path}: {error.message}.") from None
+            await asyncio.sleep(REMOVAL_PAUSE_SECONDS)
+        raise ProviderError(f"The engine does not come to an end removing {path}.")
+
+    # What is there.
+
+    async def stats(self, ref: str) -> Stats:
+        """Return one reading of the container's cgroups."""
+        try:
+            found = await self._engine.call(f"containers/{ref}/json", params={"size": 1})
+            reading = await self._engine.call(f"containers/{ref}/stats", params={"stream": 0, "one-shot": 1})
+        except DockerError as error:
+            raise ProviderError(f"The engine has no figures of the machine: {error.message}.") from None
+        memory, pids = reading["memory_stats"], reading["pids_stats"]
+        if "usage" not in memory:
+            raise ProviderError("The machine is not running.")
+        details = memory.get("stats", {})  # named differently by cgroups v1 and v2
+        cache = details.get("total_inactive_file", details.get("inactive_file", 0))
+        traffic = (reading.get("networks") or {}).values()
+        disk = reading["blkio_stats"].get("io_service_bytes_recursive") or []
+        return Stats(
+            cpu=CpuStats(
+                usage_seconds=reading["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9,
+                limit_cpus=found["HostConfig"]["NanoCpus"] / 1e9,
+            ),
+            memory=MemoryStats(
+                usage_bytes=max(0, memory["usage"] - cache), limit_bytes=found["HostConfig"]["Memory"]
+            ),
+            pids=PidsStats(current=pids.get("current", 0), limit=found["HostConfig"]["PidsLimit"]),
+            network=NetworkStats(
+                rx_bytes=sum(network["rx_bytes"] for network in traffic),
+                tx_bytes=sum(network["tx_bytes"] for network in traffic),
+            ),
+            disk=DiskStats(
+                read_bytes=sum(entry["value"] for entry in disk if entry["op"].lower() == "read"),
+                write_bytes=sum(entry["value"] for entry in disk if entry["op"].lower() == "write"),
+                used_bytes=found.get("SizeRw"),
+            ),
+        )
+
+    async def machines(self) -> Sequence[Machine]:
+        """Return every container of this daemon, without exit codes and addresses."""
+        return [
+            Machine(
+                ref=container["Names"][0].removeprefix("/"),
+                workspace_id=container["Labels"][LABEL_WORKSPACE],
+                operation_id=container["Labels"].get(LABEL_OPERATION, ""),
+                power=Power.RUNNING if container["State"] == "running" else Power.STOPPED,
+            )
+            for container in await self._list_containers(LABEL_WORKSPACE)
+        ]
+
+    async def holdings(self) -> Sequence[Holding]:
+        """Return every container, volume, network and image that bears this daemon's label."""
+        containers, volumes, networks, images = await asyncio.gather(
+            self._list_containers(LABEL_WORKSPACE),
+            self._list_volumes(LABEL_WORKSPACE),
+            self._list_networks(LABEL_WORKSPACE),
+            self._engine.call("images/json", params=self._filters(LABEL_WORKSPACE)),
+        )
+        found = [("machine", held, held["Names"][0].removeprefix("/")) for held in containers]
+        found += [("files", held, held["Name"]) for held in volumes]
+        found += [("network", held, held["Name"]) for held in networks]
+        found += [("image", held, held["Id"]) for held in images]
+        return [
+            Holding(workspace_id=held["Labels"][LABEL_WORKSPACE], kind=kind, name=name)
+            for kind, held, name in found
+        ]
+
+    async def changes(self) -> AsyncIterator[str | None]:
+        """Follow the engine's events about containers of this daemon."""
+        filters = {
+            "type": ["container"],
+            "event": ["die", "oom", "start", "destroy"],
+            "label": [f"{LABEL_INSTANCE}={self._instance}"],
+        }
+        async for event in self._engine.events(filters):
+            if event is None:
+                self._knows_subnets = False
+                yield None
+            else:
+                yield event["Actor"]["Attributes"][LABEL_WORKSPACE]
+
+    async def close(self) -> None:
+        """Close all connections to the engine."""
+        await self._engine.close()
+
+    async def _find(self, path: str) -> Any:
+        """Return what the engine says of something, or None if it is not there."""
+        try:
+            return await self._engine.call(path)
+        except DockerError as error:
+            if error.status == NOT_FOUND:
+                return None
+            raise ProviderError(f"The engine refused: {error.message}.") from None
+
+    async def _list_containers(self, label: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = await self._engine.call(
+            "containers/json", params={"all": 1, **self._filters(label)}
+        )
+        return found
+
+    async def _list_networks(self, label: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = await self._engine.call("networks", params=self._filters(label))
+        return found
+
+    async def _list_volumes(self, label: str) -> list[dict[str, Any]]:
+        answer = await self._engine.call("volumes", params=self._filters(label))
+        return answer["Volumes"] or []
+
+    def _filters(self, label: str) -> dict[str, str]:
+        return {"filters": json.dumps({"label": [f"{LABEL_INSTANCE}={self._instance}", label]})}
+
+    def _require_ours(self, found: Any, what: str, name: str, inside: tuple[str, ...] = ()) -> None:
+        """Refuse to adopt a thing of our name that does not bear our label."""
+        for step in inside:
+            found = (found or {}).get(step)
+        if ((found or {}).get("Labels") or {}).get(LABEL_INSTANCE) != self._instance:
+            raise ProviderError(
+                f"There is a {what} {name} at the engine that is not this daemon's; remove or rename it."
+            )
+
+
+def _half_close(stream: Any) -> None:
+    """End the command's input; aiodocker has no public way to."""
+    stream._resp.connection.transport.write_eof()
+
+
+def _message(error: Exception) -> str:
+    text = error.message if isinstance(error, DockerError) else str(error)
+    return str(text).removeprefix("The engine refused: ").rstrip(".")

@@ -1,0 +1,300 @@
+"""Machines that exist in memory only: for speed in tests, and for faults at a chosen moment."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from attrs import evolve, field, frozen, mutable
+
+from vmd.providers.base import (
+    Capacity,
+    CpuStats,
+    DiskStats,
+    Execution,
+    Holding,
+    Machine,
+    MachineSpec,
+    MemoryStats,
+    NetworkStats,
+    Output,
+    PidsStats,
+    Power,
+    ProviderError,
+    ProviderUnavailable,
+    Stats,
+)
+
+_MIB = 1024 * 1024
+
+
+@frozen(kw_only=True)
+class Fault:
+    """What goes wrong at a call."""
+
+    error: Exception | None = None  # raised instead of, or after, doing it
+    delay_seconds: float = 0.0  # waited first
+    has_effect: bool = False  # done all the same, as when only the answer is lost
+
+
+@mutable(kw_only=True)
+class FakeHost:
+    """What a fake provider has: kept apart, so that it outlives a daemon that is killed in a test."""
+
+    machines: dict[str, Machine] = field(factory=dict)
+    specs: dict[str, MachineSpec] = field(factory=dict)
+    secrets: dict[str, dict[str, str]] = field(factory=dict)
+    files: dict[str, dict[str, str]] = field(factory=dict)  # by workspace
+    images: set[str] = field(factory=lambda: {"vmd-base:bookworm"})
+    repos: dict[str, str] = field(factory=dict)  # url -> commit, of those that can be cloned
+    faults: dict[str, list[Fault]] = field(factory=dict)  # by method, consumed in order
+    calls: Counter[str] = field(factory=Counter)
+    is_reachable: bool = True
+
+
+class FakeProvider:
+    """Implements every promise of `Provider` over a FakeHost."""
+
+    name = "fake"
+    nodes: tuple[str, ...] = ("local",)
+
+    def __init__(self, host: FakeHost | None = None) -> None:
+        self.host = host or FakeHost()
+        self._listeners: list[asyncio.Queue[str | None]] = []
+
+    def order(self, method: str, *faults: Fault) -> None:
+        """Make the next calls of a method go wrong like this."""
+        self.host.faults.setdefault(method, []).extend(faults)
+
+    def cut_off(self) -> None:
+        """Become unreachable."""
+        self.host.is_reachable = False
+        for listener in self._listeners:
+            listener.put_nowait(None)
+
+    def reconnect(self) -> None:
+        """Become reachable again."""
+        self.host.is_reachable = True
+
+    def kill_machine(self, ref: str, *, exit_code: int = 137, is_out_of_memory: bool = False) -> None:
+        """End a machine behind the daemon's back."""
+        machine = self.host.machines[ref]
+        self.host.machines[ref] = evolve(
+            machine, power=Power.STOPPED, exit_code=exit_code, is_out_of_memory=is_out_of_memory, address=None
+        )
+        self._tell(machine.workspace_id)
+
+    def remove_machine(self, ref: str) -> None:
+        """Take a machine away behind the daemon's back."""
+        self._tell(self.host.machines.pop(ref).workspace_id)
+
+    def _tell(self, workspace_id: str) -> None:
+        for listener in self._listeners:
+            listener.put_nowait(workspace_id)
+
+    async def _pass(self, method: str) -> Fault | None:
+        """Go through what was ordered for this call; return a fault that strikes after the effect."""
+        self.host.calls[method] += 1
+        if not self.host.is_reachable:
+            raise ProviderUnavailable("The fake host is cut off.")
+        await asyncio.sleep(0)
+        ordered = self.host.faults.get(method)
+        if not ordered:
+            return None
+        fault = ordered.pop(0)
+        if fault.delay_seconds:
+            await asyncio.sleep(fault.delay_seconds)
+        if fault.error is not None and not fault.has_effect:
+            raise fault.error
+        return fault if fault.has_effect else None
+
+    @staticmethod
+    def _strike(fault: Fault | None) -> None:
+        if fault is not None and fault.error is not None:
+            raise fault.error
+
+    def _machine(self, ref: str) -> Machine:
+        try:
+            return self.host.machines[ref]
+        except KeyError:
+            raise ProviderError(f"There is no machine {ref}.") from None
+
+    async def capacity(self) -> Capacity:
+        """Return a host of 64 processors and 256 GiB."""
+        await self._pass("capacity")
+        return Capacity(
+            cpus=64, memory_mb=256 * 1024, can_limit_disk=False, disk_hint="the fake host has no disks"
+        )
+
+    async def has_image(self, image: str) -> bool:
+        """Whether the image is among the host's."""
+        await self._pass("has_image")
+        return image in self.host.images
+
+    async def pull(self, image: str, output: Output) -> None:
+        """Fail: there is no registry."""
+        await self._pass("pull")
+        await output("stderr", f"pull access denied for {image}\n".encode())
+        raise ProviderError(f"The image {image} is not there and cannot be pulled: no such image.")
+
+    async def create(self, spec: MachineSpec) -> str:
+        """Add a machine, or find the one this operation added before."""
+        fault = await self._pass("create")
+        ref = f"fake-{spec.workspace_id}-{spec.operation_id}"
+        self.host.files.setdefault(spec.workspace_id, {})
+        self.host.specs[ref] = spec
+        self.host.machines.setdefault(
+            ref,
+            Machine(
+                ref=ref,
+                workspace_id=spec.workspace_id,
+                operation_id=spec.operation_id,
+                power=Power.STOPPED,
+            ),
+        )
+        self._strike(fault)
+        return ref
+
+    async def start(self, ref: str, secrets: Mapping[str, str]) -> Machine:
+        """Switch a machine on."""
+        fault = await self._pass("start")
+        machine = evolve(
+            self._machine(ref),
+            power=Power.RUNNING,
+            exit_code=None,
+            is_out_of_memory=False,
+            address="192.0.2.1",
+        )
+        self.host.machines[ref] = machine
+        self.host.secrets[ref] = dict(secrets)
+        self._strike(fault)
+        return machine
+
+    async def stop(self, ref: str, timeout_seconds: int) -> None:
+        """Switch a machine off."""
+        fault = await self._pass("stop")
+        machine = self._machine(ref)
+        if machine.power is Power.RUNNING:
+            exit_code = 137 if timeout_seconds == 0 else 143
+            self.host.machines[ref] = evolve(machine, power=Power.STOPPED, exit_code=exit_code, address=None)
+        self._strike(fault)
+
+    async def inspect(self, ref: str) -> Machine | None:
+        """Return the machine if it is there."""
+        await self._pass("inspect")
+        return self.host.machines.get(ref)
+
+    async def execute(self, ref: str, execution: Execution, output: Output) -> int:
+        """Understand `git` clones of known repositories, and a handful of shell commands."""
+        await self._pass("execute")
+        machine = self._machine(ref)
+        if machine.power is not Power.RUNNING:
+            raise ProviderError(f"The machine {ref} is not running.")
+        files = self.host.files[machine.workspace_id]
+        if "VMD_REPO_URL" in execution.env:
+            return await self._clone(execution.env, files, output)
+        return await self._shell(machine, execution, files, output)
+
+    async def _clone(self, env: Mapping[str, str], files: dict[str, str], output: Output) -> int:
+        url = env["VMD_REPO_URL"]
+        commit = self.host.repos.get(url)
+        if commit is None:
+            await output("stderr", f"fatal: repository '{url}' not found\n".encode())
+            return 128
+        branch = env.get("VMD_REPO_BRANCH") or "main"
+        if branch != "main":
+            await output("stderr", f"fatal: Remote branch {branch} not found in upstream origin\n".encode())
+            return 128
+        files.clear()
+        files["README.md"] = "A repository\n"
+        await output("stderr", b"Cloning into '/workspace'...\n")
+        await output("stdout", f"{commit}\n".encode())
+        return 0
+
+    async def _shell(
+        self, machine: Machine, execution: Execution, files: dict[str, str], output: Output
+    ) -> int:
+        env = {**self.host.specs[machine.ref].env, **self.host.secrets[machine.ref], **execution.env}
+        word, _, rest = execution.argv[-1].partition(" ")
+        if word == "echo":
+            text = env.get(rest[1:], "") if rest.startswith("$") else rest
+            await output("stdout", f"{text}\n".encode())
+        elif word == "touch":
+            files[rest] = ""
+        elif word == "ls":
+            await output("stdout", "".join(f"{name}\n" for name in sorted(files)).encode())
+        elif word == "sleep":
+            await asyncio.sleep(float(rest))
+        elif word == "exit":
+            return int(rest)
+        elif word != "true":
+            await output("stderr", f"sh: 1: {word}: not found\n".encode())
+            return 127
+        return 0
+
+    async def discard(self, ref: str) -> None:
+        """Take one machine away."""
+        fault = await self._pass("discard")
+        self.host.machines.pop(ref, None)
+        self._strike(fault)
+
+    async def destroy(self, workspace_id: str) -> None:
+        """Take all of a workspace away."""
+        fault = await self._pass("destroy")
+        for ref in [
+            ref for ref, machine in self.host.machines.items() if machine.workspace_id == workspace_id
+        ]:
+            del self.host.machines[ref]
+        self.host.files.pop(workspace_id, None)
+        self._strike(fault)
+
+    async def stats(self, ref: str) -> Stats:
+        """Return modest figures for a running machine."""
+        await self._pass("stats")
+        machine = self._machine(ref)
+        if machine.power is not Power.RUNNING:
+            raise ProviderError(f"The machine {ref} is not running.")
+        resources = self.host.specs[ref].resources
+        return Stats(
+            cpu=CpuStats(usage_seconds=0.25, limit_cpus=resources.cpus),
+            memory=MemoryStats(usage_bytes=4 * _MIB, limit_bytes=resources.memory_mb * _MIB),
+            pids=PidsStats(current=2, limit=resources.pids),
+            network=NetworkStats(rx_bytes=0, tx_bytes=0),
+            disk=DiskStats(read_bytes=0, write_bytes=0, used_bytes=None),
+        )
+
+    async def machines(self) -> Sequence[Machine]:
+        """Return all machines."""
+        await self._pass("machines")
+        return tuple(self.host.machines.values())
+
+    async def holdings(self) -> Sequence[Holding]:
+        """Return all machines and files."""
+        await self._pass("holdings")
+        return (
+            *(
+                Holding(workspace_id=machine.workspace_id, kind="machine", name=ref)
+                for ref, machine in self.host.machines.items()
+            ),
+            *(
+                Holding(workspace_id=workspace_id, kind="files", name=workspace_id)
+                for workspace_id in self.host.files
+            ),
+        )
+
+    async def changes(self) -> AsyncIterator[str | None]:
+        """Yield what was done to machines by `kill_machine` and `remove_machine`."""
+        await self._pass("changes")
+        listener: asyncio.Queue[str | None] = asyncio.Queue()
+        self._listeners.append(listener)
+        try:
+            yield None
+            while True:
+                workspace_id = await listener.get()
+                if not self.host.is_reachable:
+                    raise ProviderUnavailable("The fake host is cut off.")
+                yield workspace_id
+        finally:
+            self._listeners.remove(listener)
+
+    async def close(self) -> None:
+        """Do nothing."""

@@ -1,0 +1,101 @@
+"""Which workspaces' clocks have run out, or soon will."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from attrs import frozen
+
+from vmd.store.database import Transaction
+from vmd.store.rows import decoder, encode, millis, moment
+
+
+class Clock(StrEnum):
+    """What makes a workspace stop, go to trash, or be purged."""
+
+    IDLE = "idle"  # nothing happened for idle_timeout_seconds: stops
+    TTL = "ttl"  # expires_at has come: stops and goes to trash
+    TRASH = "trash"  # the grace period in trash is over: is deleted
+
+
+@frozen(kw_only=True)
+class Firing:
+    """A clock of one workspace, and when it fires or fired."""
+
+    workspace_id: str
+    owner_id: str
+    clock: Clock
+    at: datetime
+
+
+@frozen(kw_only=True)
+class Fired:
+    """The clock that fired last on a workspace."""
+
+    clock: Clock
+    at: datetime
+
+
+_FIRED = decoder(Fired)
+
+# One row a clock that fires before :until; a pinned, unreachable or busy workspace has none.
+_DUE = """
+SELECT w.id, w.owner_id, clock, at FROM (
+    SELECT id, 'ttl' AS clock, expires_at AS at FROM workspaces
+    WHERE status IN ('running', 'stopped', 'failed') AND expires_at <= :until AND deleted_at IS NULL
+    UNION ALL
+    SELECT id, 'idle', last_activity_at + idle_timeout_seconds * 1000 FROM workspaces
+    WHERE status = 'running' AND last_activity_at + idle_timeout_seconds * 1000 <= :until
+        AND deleted_at IS NULL
+    UNION ALL
+    SELECT id, 'trash', trashed_at + :grace_ms FROM workspaces
+    WHERE status = 'trashed' AND trashed_at + :grace_ms <= :until AND deleted_at IS NULL
+) due JOIN workspaces w ON w.id = due.id
+WHERE NOT w.pinned AND w.health <> 'unreachable' AND w.current_operation IS NULL
+"""
+LIST_DUE = f"{_DUE} ORDER BY at LIMIT :limit"
+LIST_UNWARNED = f"""
+{_DUE} AND NOT (w.warned_clock IS clock AND w.warned_at IS at) ORDER BY at LIMIT :limit
+"""
+MARK_WARNED = "UPDATE workspaces SET warned_clock = :clock, warned_at = :at WHERE id = :id"
+MARK_FIRED = "UPDATE workspaces SET last_fired = :fired WHERE id = :id"
+FIND_FIRED = "SELECT last_fired FROM workspaces WHERE id = :id"
+
+
+def list_due(tx: Transaction, until: datetime, grace_seconds: int, limit: int) -> list[Firing]:
+    """Return the clocks that fire before `until`, the longest overdue first."""
+    return _firings(tx, LIST_DUE, until, grace_seconds, limit)
+
+
+def list_unwarned(tx: Transaction, until: datetime, grace_seconds: int, limit: int) -> list[Firing]:
+    """Return the clocks that fire before `until` and were not announced for that time."""
+    return _firings(tx, LIST_UNWARNED, until, grace_seconds, limit)
+
+
+def mark_warned(tx: Transaction, firing: Firing) -> None:
+    """Note that a firing was announced."""
+    tx.execute(MARK_WARNED, {"id": firing.workspace_id, "clock": firing.clock, "at": millis(firing.at)})
+
+
+def mark_fired(tx: Transaction, workspace_id: str, clock: Clock) -> None:
+    """Note that a clock fires now."""
+    tx.execute(MARK_FIRED, {"id": workspace_id, "fired": encode(Fired(clock=clock, at=tx.now))})
+
+
+def find_fired(tx: Transaction, workspace_id: str) -> Fired | None:
+    """Return the clock that fired last on a workspace."""
+    row = tx.execute(FIND_FIRED, {"id": workspace_id}).fetchone()
+    if row is None or row["last_fired"] is None:
+        return None
+    fired: Fired = _FIRED(row["last_fired"])
+    return fired
+
+
+def _firings(tx: Transaction, sql: str, until: datetime, grace_seconds: int, limit: int) -> list[Firing]:
+    values: dict[str, Any] = {"until": millis(until), "grace_ms": grace_seconds * 1000, "limit": limit}
+    return [
+        Firing(
+            workspace_id=row["id"], owner_id=row["owner_id"], clock=Clock(row["clock"]), at=moment(row["at"])
+        )
+        for row in tx.execute(sql, values)
+    ]

@@ -1,0 +1,38 @@
+"""From any released schema to today's: `schema.sql` for a fresh database, numbered steps for an older one."""
+
+import sqlite3
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+SCHEMA_VERSION = 1
+# The step that leads to a version from the one before it. Version 1 is the first that was released.
+STEPS: Mapping[int, str] = {}
+
+
+class NewerSchema(sqlite3.DatabaseError):
+    """The database was written by a newer vmd."""
+
+
+def schema_sql() -> str:
+    """Return the text of `schema.sql`, from the package or, in a checkout, from beside it."""
+    packaged = resources.files("vmd") / "schema.sql"
+    if packaged.is_file():
+        return packaged.read_text("utf-8")
+    return (Path(__file__).parents[2] / "schema.sql").read_text("utf-8")
+
+
+def upgrade(connection: sqlite3.Connection) -> None:
+    """Bring the database to today's schema, each step in a transaction of its own."""
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > SCHEMA_VERSION:
+        raise NewerSchema(f"it has schema {version} of a newer vmd, this one knows {SCHEMA_VERSION}")
+    if version == 0:
+        _apply(connection, schema_sql(), SCHEMA_VERSION)
+        return
+    for number in range(version + 1, SCHEMA_VERSION + 1):
+        _apply(connection, STEPS[number], number)
+
+
+def _apply(connection: sqlite3.Connection, script: str, version: int) -> None:
+    connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {version};\nCOMMIT;")

@@ -1,0 +1,272 @@
+"""Workspaces and the values of their secrets."""
+
+import sqlite3
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import evolve, frozen
+
+from vmd.model.errors import Problem
+from vmd.model.workspace import Health, Repo, Resources, Status, Workspace
+from vmd.store.database import Transaction
+from vmd.store.operations import OPERATION_COLUMNS, operation_of
+from vmd.store.rows import decoder, encode, millis, moment, optional_json, optional_millis, optional_moment
+
+_REPO = decoder(Repo)
+_RESOURCES = decoder(Resources)
+_TEXTS = decoder(dict[str, str])
+_NAMES = decoder(tuple[str, ...])
+_PORTS = decoder(tuple[int, ...])
+_PROBLEM = decoder(Problem)
+
+_SELECT = f"""
+SELECT w.id, w.name, w.description, w.owner_id, u.name AS owner, w.status, w.health, w.version, w.template,
+    w.provider, w.node, w.image, w.repo, w.resources, w.env, w.secrets, w.labels, w.provisioning, w.plugins,
+    w.ports, w.pinned, w.ttl_seconds, w.expires_at, w.idle_timeout_seconds, w.last_activity_at, w.created_at,
+    w.updated_at, w.started_at, w.trashed_at, w.last_error, w.provider_ref, w.address, w.is_cloned,
+    {OPERATION_COLUMNS}
+FROM workspaces w JOIN users u ON u.id = w.owner_id LEFT JOIN operations o ON o.id = w.current_operation
+WHERE w.deleted_at IS NULL
+"""
+FIND_WORKSPACE = f"{_SELECT} AND w.id = :id"
+_LIST = f"""
+{_SELECT} {{scope}} AND (:after IS NULL OR w.id < :after)
+    AND (:name IS NULL OR w.name = :name)
+    AND (:statuses IS NULL OR w.status IN (SELECT value FROM json_each(:statuses)))
+    AND (:templates IS NULL OR w.template IN (SELECT value FROM json_each(:templates)))
+    AND (:providers IS NULL OR w.provider IN (SELECT value FROM json_each(:providers)))
+    AND NOT EXISTS (SELECT 1 FROM json_each(:labels) wanted WHERE NOT EXISTS (
+        SELECT 1 FROM json_each(w.labels) present
+        WHERE present.key = json_extract(wanted.value, '$[0]')
+        AND coalesce(present.value = json_extract(wanted.value, '$[1]'), TRUE)))
+ORDER BY w.id DESC LIMIT :limit
+"""
+LIST_ALL = _LIST.format(scope="")
+LIST_OF_OWNER = _LIST.format(scope="AND w.owner_id = :owner_id")
+LIST_OF_PROVIDER = f"{_SELECT} AND w.provider = :provider ORDER BY w.id"
+INSERT_WORKSPACE = """
+INSERT INTO workspaces (id, name, description, owner_id, status, health, version, template, provider, node,
+    image, repo, resources, env, secrets, labels, provisioning, plugins, ports, pinned, ttl_seconds,
+    expires_at, idle_timeout_seconds, last_activity_at, created_at, updated_at, current_operation, is_cloned)
+VALUES (:id, :name, :description, :owner_id, :status, :health, 1, :template, :provider, :node,
+    :image, :repo, :resources, :env, :secrets, :labels, :provisioning, :plugins, :ports, :pinned,
+    :ttl_seconds, :expires_at, :idle_timeout_seconds, :last_activity_at, :created_at, :updated_at, NULL, 0)
+"""
+UPDATE_WORKSPACE = """
+UPDATE workspaces SET name = :name, description = :description, status = :status, health = :health,
+    version = version + 1, repo = :repo, labels = :labels, ports = :ports, pinned = :pinned,
+    ttl_seconds = :ttl_seconds, expires_at = :expires_at, idle_timeout_seconds = :idle_timeout_seconds,
+    last_activity_at = :last_activity_at, updated_at = :now, started_at = :started_at,
+    trashed_at = :trashed_at, current_operation = :current_operation, last_error = :last_error,
+    provider_ref = :provider_ref, address = :address, is_cloned = :is_cloned
+WHERE id = :id AND version = :version AND deleted_at IS NULL
+"""
+DELETE_WORKSPACE = """
+UPDATE workspaces SET deleted_at = :now, updated_at = :now, version = version + 1, current_operation = NULL,
+    provider_ref = NULL, address = NULL
+WHERE id = :id AND deleted_at IS NULL
+"""
+TOUCH_WORKSPACE = "UPDATE workspaces SET last_activity_at = :now WHERE id = :id AND deleted_at IS NULL"
+MARK_HEALTH = """
+UPDATE workspaces SET health = :health, version = version + 1, updated_at = :now
+WHERE provider = :provider AND deleted_at IS NULL AND health <> :health
+RETURNING id, owner_id
+"""
+INSERT_SECRET = "INSERT INTO workspace_secrets (workspace_id, name, value) VALUES (:id, :name, :value)"
+LIST_SECRETS = "SELECT name, value FROM workspace_secrets WHERE workspace_id = :id ORDER BY name"
+DELETE_SECRETS = "DELETE FROM workspace_secrets WHERE workspace_id = :id"
+SUM_USE = """
+SELECT count(*) AS workspaces,
+    coalesce(sum(status IN (SELECT value FROM json_each(:powered))), 0) AS running,
+    coalesce(sum(CASE WHEN status IN (SELECT value FROM json_each(:powered))
+        THEN json_extract(resources, '$.cpus') END), 0) AS cpus,
+    coalesce(sum(CASE WHEN status IN (SELECT value FROM json_each(:powered))
+        THEN json_extract(resources, '$.memory_mb') END), 0) AS memory_mb,
+    coalesce(sum(json_extract(resources, '$.disk_mb')), 0) AS disk_mb
+FROM workspaces WHERE owner_id = :owner_id AND deleted_at IS NULL
+"""
+EXISTS_NAME = "SELECT 1 FROM workspaces WHERE owner_id = :owner_id AND name = :name AND deleted_at IS NULL"
+
+
+@frozen(kw_only=True)
+class WorkspaceFilter:
+    """Which workspaces a list is about; None asks for all."""
+
+    owner_id: str | None
+    name: str | None = None
+    statuses: tuple[Status, ...] | None = None
+    templates: tuple[str, ...] | None = None
+    providers: tuple[str, ...] | None = None
+    labels: tuple[tuple[str, str | None], ...] = ()  # (key, value), or (key, None) for any value
+
+
+@frozen(kw_only=True)
+class Use:
+    """What an owner's workspaces use."""
+
+    workspaces: int
+    running: int
+    cpus: float
+    memory_mb: int
+    disk_mb: int
+
+
+def find_workspace(tx: Transaction, workspace_id: str) -> Workspace | None:
+    """Return a workspace unless it is gone."""
+    row = tx.execute(FIND_WORKSPACE, {"id": workspace_id}).fetchone()
+    return None if row is None else _workspace(row)
+
+
+def list_workspaces(
+    tx: Transaction, wanted: WorkspaceFilter, after: str | None, limit: int
+) -> list[Workspace]:
+    """Return up to `limit` workspaces older than `after`, newest first."""
+    values = {
+        "owner_id": wanted.owner_id,
+        "name": wanted.name,
+        "statuses": optional_json(wanted.statuses),
+        "templates": optional_json(wanted.templates),
+        "providers": optional_json(wanted.providers),
+        "labels": encode(wanted.labels),
+        "after": after,
+        "limit": limit,
+    }
+    sql = LIST_ALL if wanted.owner_id is None else LIST_OF_OWNER
+    return [_workspace(row) for row in tx.execute(sql, values)]
+
+
+def list_of_provider(tx: Transaction, provider: str) -> list[Workspace]:
+    """Return every workspace that this provider holds, oldest first."""
+    return [_workspace(row) for row in tx.execute(LIST_OF_PROVIDER, {"provider": provider})]
+
+
+def has_name(tx: Transaction, owner_id: str, name: str) -> bool:
+    """Whether the owner has a workspace of this name."""
+    return tx.execute(EXISTS_NAME, {"owner_id": owner_id, "name": name}).fetchone() is not None
+
+
+def insert_workspace(tx: Transaction, workspace: Workspace, secrets: Mapping[str, str]) -> None:
+    """Add a workspace, with the values of its secrets."""
+    tx.execute(
+        INSERT_WORKSPACE, {**_mutable(workspace), **_immutable(workspace), "updated_at": millis(tx.now)}
+    )
+    for name, value in secrets.items():
+        tx.execute(INSERT_SECRET, {"id": workspace.id, "name": name, "value": value})
+
+
+def update_workspace(tx: Transaction, workspace: Workspace) -> Workspace:
+    """Write all that may change of a workspace read in this transaction; return it with its new version."""
+    values = {**_mutable(workspace), "id": workspace.id, "version": workspace.version, "now": millis(tx.now)}
+    if tx.execute(UPDATE_WORKSPACE, values).rowcount != 1:
+        raise AssertionError(f"{workspace.id} was written from a stale copy")
+    return evolve(workspace, version=workspace.version + 1, updated_at=tx.now)
+
+
+def delete_workspace(tx: Transaction, workspace_id: str) -> None:
+    """Turn a workspace into history, and forget its secrets."""
+    tx.execute(DELETE_WORKSPACE, {"id": workspace_id, "now": millis(tx.now)})
+    tx.execute(DELETE_SECRETS, {"id": workspace_id})
+
+
+def touch_workspace(tx: Transaction, workspace_id: str) -> None:
+    """Note that a workspace is in use now."""
+    tx.execute(TOUCH_WORKSPACE, {"id": workspace_id, "now": millis(tx.now)})
+
+
+def mark_health(tx: Transaction, provider: str, health: Health) -> list[tuple[str, str]]:
+    """Set the health of all of a provider's workspaces; return (id, owner id) of those it changed for."""
+    rows = tx.execute(MARK_HEALTH, {"provider": provider, "health": health, "now": millis(tx.now)})
+    return [(row["id"], row["owner_id"]) for row in rows.fetchall()]
+
+
+def list_secrets(tx: Transaction, workspace_id: str) -> dict[str, str]:
+    """Return the secret values by name."""
+    return {row["name"]: row["value"] for row in tx.execute(LIST_SECRETS, {"id": workspace_id})}
+
+
+def sum_use(tx: Transaction, owner_id: str, powered: frozenset[Status]) -> Use:
+    """Return what an owner's workspaces use; `powered` are the statuses in which they use processors."""
+    row = tx.execute(SUM_USE, {"owner_id": owner_id, "powered": encode(sorted(powered))}).fetchone()
+    return Use(**dict(row))
+
+
+def _mutable(workspace: Workspace) -> dict[str, Any]:
+    current = workspace.current_operation
+    return {
+        "name": workspace.name,
+        "description": workspace.description,
+        "status": workspace.status,
+        "health": workspace.health,
+        "repo": optional_json(workspace.repo),
+        "labels": encode(workspace.labels),
+        "ports": encode(workspace.ports),
+        "pinned": workspace.pinned,
+        "ttl_seconds": workspace.ttl_seconds,
+        "expires_at": optional_millis(workspace.expires_at),
+        "idle_timeout_seconds": workspace.idle_timeout_seconds,
+        "last_activity_at": millis(workspace.last_activity_at),
+        "started_at": optional_millis(workspace.started_at),
+        "trashed_at": optional_millis(workspace.trashed_at),
+        "current_operation": None if current is None else current.id,
+        "last_error": optional_json(workspace.last_error),
+        "provider_ref": workspace.provider_ref,
+        "address": workspace.address,
+        "is_cloned": workspace.is_cloned,
+    }
+
+
+def _immutable(workspace: Workspace) -> dict[str, Any]:
+    return {
+        "id": workspace.id,
+        "owner_id": workspace.owner_id,
+        "template": workspace.template,
+        "provider": workspace.provider,
+        "node": workspace.node,
+        "image": workspace.image,
+        "resources": encode(workspace.resources),
+        "env": encode(workspace.env),
+        "secrets": encode(workspace.secrets),
+        "provisioning": encode(workspace.provisioning),
+        "plugins": encode(workspace.plugins),
+        "created_at": millis(workspace.created_at),
+    }
+
+
+def _workspace(row: sqlite3.Row) -> Workspace:
+    repo, last_error = row["repo"], row["last_error"]
+    return Workspace(
+        id=row["id"],
+        name=row["name"],
+        description=row["description"],
+        owner_id=row["owner_id"],
+        owner=row["owner"],
+        status=Status(row["status"]),
+        health=Health(row["health"]),
+        version=row["version"],
+        template=row["template"],
+        provider=row["provider"],
+        node=row["node"],
+        image=row["image"],
+        repo=None if repo is None else _REPO(repo),
+        resources=_RESOURCES(row["resources"]),
+        env=_TEXTS(row["env"]),
+        secrets=_NAMES(row["secrets"]),
+        labels=_TEXTS(row["labels"]),
+        provisioning=_NAMES(row["provisioning"]),
+        plugins=_NAMES(row["plugins"]),
+        ports=_PORTS(row["ports"]),
+        pinned=bool(row["pinned"]),
+        ttl_seconds=row["ttl_seconds"],
+        expires_at=optional_moment(row["expires_at"]),
+        idle_timeout_seconds=row["idle_timeout_seconds"],
+        last_activity_at=moment(row["last_activity_at"]),
+        created_at=moment(row["created_at"]),
+        updated_at=moment(row["updated_at"]),
+        started_at=optional_moment(row["started_at"]),
+        trashed_at=optional_moment(row["trashed_at"]),
+        current_operation=None if row["op_id"] is None else operation_of(row),
+        last_error=None if last_error is None else _PROBLEM(last_error),
+        provider_ref=row["provider_ref"],
+        address=row["address"],
+        is_cloned=bool(row["is_cloned"]),
+    )
