@@ -3,18 +3,20 @@
 import asyncio
 from typing import Annotated
 
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import web
 from attrs import fields, frozen
 from msgspec import Meta
 
 from vmd.events import Lagged
 from vmd.http.wire import ACTOR, encode_json, read_query
+from vmd.model.account import Actor
 from vmd.model.errors import ErrorCode, Refused
 from vmd.model.event import Event
 from vmd.orchestrator.happenings import Happenings, Resync
 
 HEARTBEAT_SECONDS = 30.0
 SEND_SECONDS = 10.0  # a reader that takes longer for one frame is cut off
+CLOSE_SECONDS = 1.0
 MAX_FRAME_BYTES = 64 * 1024
 CLOSE_GOING_AWAY = 4000
 CLOSE_TOO_SLOW = 4002
@@ -35,6 +37,7 @@ class EventHandlers:
         self._happenings = happenings
         self._origins = origins
         self._sockets: set[web.WebSocketResponse] = set()
+        self._is_closing = False
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes of the sockets, from the root."""
@@ -57,20 +60,26 @@ class EventHandlers:
         await socket.prepare(request)
         self._sockets.add(socket)
         listening = asyncio.create_task(_listen(socket))
-        sending = asyncio.create_task(self._send(request, socket, workspace_id, query.after))
+        sending = asyncio.create_task(self._send(request[ACTOR], socket, workspace_id, query.after))
         try:
             await asyncio.wait({listening, sending}, return_when=asyncio.FIRST_COMPLETED)
+            ending = sending.result() if sending.done() else None
         finally:
             self._sockets.discard(socket)
             for task in (listening, sending):
                 task.cancel()
             await asyncio.gather(listening, sending, return_exceptions=True)
+        if ending is not None:
+            await _close_or_abort(request, socket, ending)
         return socket
 
     async def close(self) -> None:
         """Close every socket, since the daemon goes away."""
+        self._is_closing = True
         closing = (
-            asyncio.wait_for(socket.close(code=CLOSE_GOING_AWAY, message=b"going away"), 1)
+            asyncio.wait_for(
+                socket.close(code=CLOSE_GOING_AWAY, message=_REASONS[CLOSE_GOING_AWAY]), CLOSE_SECONDS
+            )
             for socket in tuple(self._sockets)
         )
         await asyncio.gather(*closing, return_exceptions=True)
@@ -88,45 +97,42 @@ class EventHandlers:
         )
 
     async def _send(
-        self, request: web.Request, socket: web.WebSocketResponse, workspace_id: str | None, after: int | None
-    ) -> None:
+        self, actor: Actor, socket: web.WebSocketResponse, workspace_id: str | None, after: int | None
+    ) -> int:
+        """Send events for as long as there are any; return why there are no more, as a close code."""
         try:
-            async for event in self._happenings.follow(request[ACTOR], workspace_id, after):
+            async for event in self._happenings.follow(actor, workspace_id, after):
                 frame = b'{"type":"resync"}' if isinstance(event, Resync) else _frame(event)
                 async with asyncio.timeout(SEND_SECONDS):
                     await socket.send_str(frame.decode())
-        except Lagged:
-            await _close_or_abort(request, socket, CLOSE_TOO_SLOW, b"too slow; come back with after")
-        except TimeoutError:
-            if request.transport is not None:
-                request.transport.abort()
-        else:
-            gone = workspace_id is not None
-            code = CLOSE_WORKSPACE_GONE if gone else CLOSE_GOING_AWAY
-            await _close_or_abort(request, socket, code, b"workspace gone" if gone else b"going away")
+        except (Lagged, TimeoutError):
+            return CLOSE_TOO_SLOW
+        except ConnectionError:
+            return CLOSE_GOING_AWAY
+        return CLOSE_GOING_AWAY if self._is_closing or workspace_id is None else CLOSE_WORKSPACE_GONE
 
 
 async def _listen(socket: web.WebSocketResponse) -> None:
     """Take frames until the other side closes: it has nothing to say here, and pings need a reader."""
-    async for message in socket:
-        if message.type is WSMsgType.ERROR:
-            return
-    if socket.close_code is None:
-        await socket.close(code=WSCloseCode.OK)
+    async for _ in socket:
+        pass
 
 
-async def _close_or_abort(
-    request: web.Request, socket: web.WebSocketResponse, code: int, message: bytes
-) -> None:
+async def _close_or_abort(request: web.Request, socket: web.WebSocketResponse, code: int) -> None:
     """Close politely, but never wait for a reader that does not read."""
     try:
-        async with asyncio.timeout(1):
-            await socket.close(code=code, message=message)
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await socket.close(code=code, message=_REASONS[code])
     except TimeoutError:
         if request.transport is not None:
             request.transport.abort()
 
 
+_REASONS = {
+    CLOSE_GOING_AWAY: b"going away",
+    CLOSE_TOO_SLOW: b"too slow: come back with after",
+    CLOSE_WORKSPACE_GONE: b"the workspace is gone",
+}
 _SHOWN = tuple(field.name for field in fields(Event) if field.name != "owner_id")
 
 

@@ -234,7 +234,9 @@ def _component_name(schema: dict[str, Any]) -> str:
 
 def _query_schema(schema: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of a query parameter, which is absent where a field would be null."""
-    options = [option for option in schema.get("anyOf", ()) if option != {"type": "null"}]
+    options: list[dict[str, Any]] = [
+        option for option in schema.get("anyOf", ()) if option != {"type": "null"}
+    ]
     if len(options) != 1:
         return schema
     return options[0] | {key: value for key, value in schema.items() if key not in ("anyOf", "default")}

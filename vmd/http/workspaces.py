@@ -220,10 +220,11 @@ class WorkspaceHandlers:
         """Plan or record a workspace."""
         query = read_query(request, CreateQuery)
         wanted = await read_body(request, NewWorkspace)
+        once = await read_once(request)
         if query.dry_run:
             plan = await self._workspaces.plan(request[ACTOR], wanted)
             return respond(PlannedWorkspace(**_shown(plan.workspace), quota=plan.quota))
-        return accepted(await self._workspaces.create(request[ACTOR], wanted, await read_once(request)))
+        return accepted(await self._workspaces.create(request[ACTOR], wanted, once))
 
     @docs(tags=_TAGS, summary="List workspaces")
     @takes(query=WorkspacesQuery)

@@ -21,7 +21,12 @@ from vmd.model.errors import FieldError
 T = TypeVar("T")
 Hook = Callable[[Any, Any], Any]
 
-_JSON_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+_JSON_NAMES: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+}
 
 
 class Unstructurable(Exception):
@@ -48,11 +53,8 @@ class _Misfit(ValueError):
 
 def _make_converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
-    for cls in (bool, int, float, str):
+    for cls in _JSON_NAMES:
         converter.register_structure_hook(cls, _structure_scalar)
-    converter.register_structure_hook_factory(
-        lambda cls: isinstance(cls, type) and issubclass(cls, Enum), lambda cls: _structure_enum
-    )
     converter.register_structure_hook_factory(_is_optional, lambda cls: _optional_hook(converter, cls))
     converter.register_structure_hook_factory(
         lambda cls: _origin(cls) in (tuple, dict), lambda cls: _container_hook(converter, cls)
@@ -69,6 +71,8 @@ def _origin(cls: Any) -> Any:
 
 
 def _structure_scalar(value: Any, cls: Any) -> Any:
+    if issubclass(cls, Enum):  # a StrEnum is a str to the dispatch
+        return _structure_enum(value, cls)
     if cls is float and type(value) is int:
         return float(value)
     if cls is int and type(value) is float and value.is_integer():
@@ -81,7 +85,7 @@ def _structure_scalar(value: Any, cls: Any) -> Any:
 def _structure_enum(value: Any, cls: Any) -> Any:
     try:
         return cls(value)
-    except ValueError:
+    except (TypeError, ValueError):
         raise _Misfit(f"must be one of {', '.join(member.value for member in cls)}") from None
 
 

@@ -147,7 +147,10 @@ class Machines:
         before = await self._database.read(lambda tx: list_of_provider(tx, provider.name))
         machines = {machine.ref: machine for machine in await provider.machines()}
         for workspace in before:
-            await self._settle(workspace, machines.get(workspace.provider_ref or ""))
+            machine = machines.get(workspace.provider_ref or "")
+            if machine is not None and observe(workspace, machine) is not None:
+                machine = await provider.inspect(machine.ref)  # the list lacks exit codes and addresses
+            await self._settle(workspace, machine)
 
     async def _look_at(self, provider: Provider, workspace_id: str) -> None:
         workspace = await self._database.read(lambda tx: find_workspace(tx, workspace_id))

@@ -180,7 +180,7 @@ class Provider(Protocol):
         """Return what a running machine uses now."""
 
     async def machines(self) -> Sequence[Machine]:
-        """Return every machine of this daemon."""
+        """Return every machine of this daemon; exit codes and addresses may be missing."""
 
     async def holdings(self) -> Sequence[Holding]:
         """Return everything the provider holds for this daemon."""

@@ -43,9 +43,13 @@ chown 1000:1000 {WORKDIR}
 [ -n "${{VMD_SUDO:-}}" ] && [ -d /etc/sudoers.d ] && echo '#1000 ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/vmd
 unset VMD_SUDO
 end() {{
-    trap '' TERM HUP
+    trap '' TERM
     kill -TERM -1 2>/dev/null
-    kill -HUP -1 2>/dev/null
+    # Interactive shells ignore that; whatever has a terminal understands a hang-up.
+    for process in /proc/[0-9]*; do
+        read -r stat <"$process/stat" && set -- ${{stat##*) }} || continue
+        [ "$5" = 0 ] || kill -HUP "${{process#/proc/}}"
+    done 2>/dev/null
     while set -- /proc/[0-9]*; [ $# -gt 2 ]; do sleep 0.05; done
     exit 0
 }}

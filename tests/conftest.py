@@ -1,0 +1,30 @@
+"""What all tests share: a daemon on a fake host, and the engine that real machines run on."""
+
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.house import House, open_house
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    async with open_house(tmp_path / "data") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def engine_url() -> str:
+    """The engine that machines of tests are made on; without it, the tests that need one fail."""
+    subprocess.run(["docker", "image", "inspect", "vmd-base:bookworm"], check=True, capture_output=True)
+    return "unix:///var/run/docker.sock"
+
+
+@pytest.fixture(scope="session")
+def gateway_address() -> str:
+    """The host's address on the engine's default bridge, which machines can reach."""
+    command = ["docker", "network", "inspect", "bridge", "-f", "{{(index .IPAM.Config 0).Gateway}}"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return done.stdout.strip()

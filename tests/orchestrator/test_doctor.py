@@ -1,0 +1,57 @@
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tests.support.api import Api
+from tests.support.house import House, open_house
+from vmd.model.workspace import Resources
+from vmd.providers.base import MachineSpec, ProviderError
+from vmd.providers.fake import Fault
+
+
+async def _examine(house: House, *, fix: bool = False) -> Any:
+    connector = aiohttp.UnixConnector(str(house.data_dir / "control.sock"))
+    async with Api("http://localhost", None, connector) as local:
+        answer = await local.post(f"/control/doctor?fix={str(fix).lower()}")
+        assert answer.status == 200, answer.text
+        return [(found["kind"], found["subject"], found["is_fixed"]) for found in answer.json["findings"]]
+
+
+async def test_orphans_are_found_and_on_demand_destroyed(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        await house.ready()
+        kept = await house.api.make()
+        spec = MachineSpec(
+            workspace_id="ws-orphan00000",
+            operation_id="op-1",
+            hostname="x",
+            node="local",
+            image="vmd-base:bookworm",
+            resources=Resources(),
+        )
+        await house.fake.create(spec)
+        assert await _examine(house) == [("orphan", "ws-orphan00000", False)]
+        assert await _examine(house, fix=True) == [("orphan", "ws-orphan00000", True)]
+        assert await _examine(house) == []
+        assert {machine.workspace_id for machine in house.fake.host.machines.values()} == {kept["id"]}
+
+
+async def test_what_a_forced_delete_left_is_found(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        house.daemon._queue._retry_seconds = (0.01,)
+        workspace = await house.api.make()
+        house.fake.order("destroy", *[Fault(error=ProviderError("busy"))] * 3)
+        await house.api.done(await house.api.delete(f"/workspaces/{workspace['id']}?force=true"))
+        assert await _examine(house, fix=True) == [("orphan", workspace["id"], True)]
+        assert house.fake.host.machines == {}
+
+
+async def test_a_missing_machine_and_an_unreachable_provider_are_named(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        await house.ready()
+        workspace = await house.api.make()
+        house.fake.host.machines.clear()
+        assert await _examine(house) == [("missing", workspace["id"], False)]
+        house.fake.host.is_reachable = False
+        assert await _examine(house) == [("unreachable", "fake", False)]
