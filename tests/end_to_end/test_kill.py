@@ -1,4 +1,4 @@
-"""Whatever moment the daemon is killed at: what it acknowledged is done or failed, and nothing is orphaned."""
+"""Whatever moment the daemon is killed at, what it acknowledged is done or failed, and nothing is leaked."""
 
 import asyncio
 import random

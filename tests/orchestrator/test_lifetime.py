@@ -37,7 +37,8 @@ async def age(house: House, workspace_id: str, column: str, milliseconds: int = 
 async def events(house: House, workspace_id: str) -> list[tuple[str, Any]]:
     def unit(tx: Transaction) -> list[tuple[str, Any]]:
         rows = tx.execute(
-            "SELECT type, json_extract(data, '$.clock') AS clock FROM events WHERE workspace_id = :id ORDER BY seq",
+            "SELECT type, json_extract(data, '$.clock') AS clock FROM events"
+            " WHERE workspace_id = :id ORDER BY seq",
             {"id": workspace_id},
         )
         return [(row["type"], row["clock"]) for row in rows if row["clock"] is not None]
