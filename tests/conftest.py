@@ -8,6 +8,8 @@ import pytest
 
 from tests.support.house import House, open_house
 
+BASE_IMAGE = "vmd-base:bookworm"
+
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[House]:
@@ -18,7 +20,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
 @pytest.fixture(scope="session")
 def engine_url() -> str:
     """The engine that machines of tests are made on; without it, the tests that need one fail."""
-    subprocess.run(["docker", "image", "inspect", "vmd-base:bookworm"], check=True, capture_output=True)
+    subprocess.run(["docker", "image", "inspect", BASE_IMAGE], check=True, capture_output=True)
     return "unix:///var/run/docker.sock"
 
 

@@ -15,7 +15,8 @@ from vmd.providers.base import ProviderError, ProviderUnavailable
 
 CONTROL_CONNECTIONS = 32
 CONNECT_SECONDS = 5.0
-ANSWER_SECONDS = 60.0  # the longest a control call may take, waiting for a machine to stop not counted
+READ_SECONDS = 15.0  # the longest a look at something may take
+ANSWER_SECONDS = 60.0  # and a change, waiting for a machine to stop not counted
 PING_SECONDS = 5.0
 QUIET_SECONDS = 10.0  # of silence on the event stream before the engine is asked whether it lives
 _NO_CONNECTION = 900  # the status that aiodocker makes up
@@ -90,10 +91,11 @@ class Engine:
         *,
         data: Any = None,
         params: Mapping[str, Any] | None = None,
-        timeout_seconds: float = ANSWER_SECONDS,
+        timeout_seconds: float | None = None,
     ) -> Any:
         """Return the JSON answer to one call; raise DockerError for 404 and 409 alone."""
-        timeout = ClientTimeout(total=timeout_seconds, sock_connect=CONNECT_SECONDS)
+        usual_seconds = READ_SECONDS if method == "GET" else ANSWER_SECONDS
+        timeout = ClientTimeout(total=timeout_seconds or usual_seconds, sock_connect=CONNECT_SECONDS)
         with self.translated():
             async with self.control._query(
                 path,
