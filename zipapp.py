@@ -1,4 +1,4 @@
-"""Builds vmd as one executable file: `python -P zipapp.py [--output FILE]`.
+"""Build vmd as one executable file: `python -P zipapp.py [--output FILE]`.
 
 Compiled wheels cannot be imported from inside a zip, so the file unpacks itself, once for each version, into
 a cache directory and runs from there. The second half of this module is that bootstrap: its source is copied
@@ -30,10 +30,12 @@ from pathlib import Path
 
 ENTRY_POINT = "vmd.cli:main"
 ZIP_EPOCH_SECONDS = 315532800  # 1980-01-01, the oldest time a zip can tell
+# Below the site directory. Of Swagger UI only the bundle, its style and its icon are served.
+UNUSED = ("**/*.map", "swagger_ui/static/swagger-editor*")
 NOT_REPRODUCIBLE = ("RECORD", "direct_url.json", "INSTALLER", "REQUESTED")  # pip's notes on its own run
 
 MAIN = '''\
-"""Unpacks and starts vmd; made by zipapp.py, where it is explained."""
+"""Unpack and start vmd; made by zipapp.py, where it is explained."""
 
 from __future__ import annotations
 
@@ -55,7 +57,7 @@ sys.exit(start(archive, digest={digest!r}, python={python!r}, entry_point={entry
 
 
 def main() -> None:
-    """Builds the archive that the command line asks for."""
+    """Build the archive that the command line asks for."""
     here = Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(prog="zipapp.py", description="Build vmd as one executable file.")
     parser.add_argument("--output", type=Path, default=here / "dist" / "vmd.pyz", metavar="FILE")
@@ -72,7 +74,7 @@ def main() -> None:
 
 
 def build(project: Path, output: Path) -> None:
-    """Writes project and its runtime dependencies to output, replacing it in one step."""
+    """Write project and its runtime dependencies to output, replacing it in one step."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="vmd-zipapp.") as directory:
         site = Path(directory, "site")
@@ -91,7 +93,7 @@ def build(project: Path, output: Path) -> None:
 
 
 def install(project: Path, site: Path) -> None:
-    """Installs project with pip into site, byte-compiled, without anything that differs from run to run."""
+    """Install project into site: byte-compiled, without what differs from run to run or is never used."""
     python = [sys.executable, "-P", "-m"]
     pip = [*python, "pip", "install", "-qq", "--disable-pip-version-check", "--no-compile"]
     subprocess.run([*pip, "--target", site, project], check=True)
@@ -99,6 +101,9 @@ def install(project: Path, site: Path) -> None:
     for metadata in site.glob("*.dist-info"):
         for name in NOT_REPRODUCIBLE:
             (metadata / name).unlink(missing_ok=True)
+    for pattern in UNUSED:
+        for file in [*site.glob(pattern)]:
+            file.unlink()
     # One process, in the order of names: what was compiled before leaves traces in the marshalled bytes.
     compileall = [*python, "compileall", "-q", "-j1", "--invalidation-mode", "unchecked-hash"]
     fixed = os.environ | {"PYTHONHASHSEED": "0"}
@@ -106,7 +111,7 @@ def install(project: Path, site: Path) -> None:
 
 
 def bootstrap_source(contents: dict[str, bytes]) -> str:
-    """The archive's __main__.py, which knows contents by their digest."""
+    """Return the archive's __main__.py, which knows contents by their digest."""
     digest = hashlib.sha256()
     for name, data in contents.items():
         digest.update(f"{name}\0{len(data)}\0".encode() + data)
@@ -119,7 +124,7 @@ def bootstrap_source(contents: dict[str, bytes]) -> str:
 
 
 def write_archive(contents: dict[str, bytes], output: Path) -> None:
-    """Writes an executable zip that depends on no clock, no umask and no order of a directory."""
+    """Write an executable zip that depends on no clock, no umask and no order of a directory."""
     seconds = max(int(os.environ.get("SOURCE_DATE_EPOCH", "0")), ZIP_EPOCH_SECONDS)
     with output.open("wb") as file:
         file.write(b"#!/usr/bin/env python3\n")
@@ -135,7 +140,7 @@ def write_archive(contents: dict[str, bytes], output: Path) -> None:
 
 
 def start(archive: str, digest: str, python: str, entry_point: str) -> object:
-    """Runs entry_point from the unpacked archive, in the first cache directory that can be used."""
+    """Run entry_point from the unpacked archive, in the first cache directory that can be used."""
     if python != describe_python():
         return f"vmd: this archive was made for {python} and cannot run with {describe_python()}"
     problems = []
@@ -155,18 +160,20 @@ def start(archive: str, digest: str, python: str, entry_point: str) -> object:
 
 
 def describe_python() -> str:
-    """The kind of Python that compiled modules fit."""
+    """Return the kind of Python that compiled modules fit."""
     system = os.uname()
     name, version = sys.implementation.name, sys.version_info
     return f"{name} {version.major}.{version.minor} on {system.sysname} {system.machine}"
 
 
 def cache_directories() -> Iterator[str]:
-    """Where to unpack, best first; systemd sets CACHE_DIRECTORY to what CacheDirectory= made."""
+    """Yield where to unpack, best first; systemd sets CACHE_DIRECTORY to what CacheDirectory= made."""
     environment = os.environ
-    for name in ("VMD_CACHE_DIR", "CACHE_DIRECTORY"):
-        if environment.get(name):
-            yield environment[name].split(":")[0]
+    if environment.get("VMD_CACHE_DIR"):
+        yield environment["VMD_CACHE_DIR"]
+        return  # who names a directory wants that one
+    if environment.get("CACHE_DIRECTORY"):
+        yield environment["CACHE_DIRECTORY"].split(":")[0]
     if environment.get("XDG_CACHE_HOME"):
         yield os.path.join(environment["XDG_CACHE_HOME"], "vmd")
     if environment.get("HOME"):
@@ -178,14 +185,14 @@ def cache_directories() -> Iterator[str]:
 
 
 def provide(archive: str, cache: str, digest: str) -> str:
-    """The directory in cache to import from; OSError when cache is unsafe or cannot be written."""
+    """Return the directory in cache to import from; raise OSError where cache cannot be used."""
     os.makedirs(cache, 0o700, exist_ok=True)
-    cache = os.path.realpath(
-        cache
-    )  # with DynamicUser=, systemd hands over somebody else's link to our directory
+    cache = os.path.realpath(cache)  # with DynamicUser=, systemd's root owns a link to our directory
     status = os.stat(cache)
     if status.st_uid not in (0, os.getuid()) or status.st_mode & 0o022:
         raise PermissionError(errno.EPERM, "others may write to it")
+    if os.statvfs(cache).f_flag & os.ST_NOEXEC:
+        raise PermissionError(errno.EACCES, "compiled modules cannot be loaded from it, it is mounted noexec")
     home = os.path.join(cache, digest)
     while not hold(home):
         unpack(archive, home)
@@ -194,7 +201,7 @@ def provide(archive: str, cache: str, digest: str) -> str:
 
 
 def hold(home: str) -> bool:
-    """Whether home is complete; if so, it is locked against pruning for as long as this process lives."""
+    """Return whether home is complete; if so, lock it against pruning for as long as this process lives."""
     try:
         directory = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
@@ -210,7 +217,7 @@ def hold(home: str) -> bool:
 
 
 def unpack(archive: str, home: str) -> None:
-    """Fills home in one step; when another process was first, its copy stays."""
+    """Fill home in one step; when another process was first, its copy stays."""
     import shutil
     import tempfile
     import zipfile
@@ -231,7 +238,7 @@ def unpack(archive: str, home: str) -> None:
 
 
 def prune(cache: str) -> None:
-    """Removes what other versions unpacked, but for the two newest and all that are in use."""
+    """Remove what other versions unpacked, but for the two newest and all that are in use."""
     import shutil
     import tempfile
     import time

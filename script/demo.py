@@ -27,11 +27,13 @@ READY_SECONDS = 30
 DELETE_SECONDS = 120
 STOP_SECONDS = 30
 CALL_TIMEOUT_SECONDS = 45
-POLL_SECONDS = 0.1
+READY_POLL_SECONDS = 0.1
 WAIT_SECONDS = 30  # how long the daemon holds one wait; below CALL_TIMEOUT_SECONDS
 GIT_TIMEOUT_SECONDS = 60
 LOG_LINES_SHOWN = 15
 FINAL = ("succeeded", "failed", "cancelled")
+FIND_LEFT = "for what in 'ps -a' 'volume ls' 'network ls'; do docker $what --filter label=vmd.workspace; done"
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 README = "# Hello\n\nA repository made for the demonstration of vmd.\n"
 HELLO = """\
@@ -59,8 +61,12 @@ class Failed(Exception):
     """The demonstration cannot go on; the message says why."""
 
 
+class DaemonFailed(Failed):
+    """It cannot go on because of the daemon itself, whose log may say more."""
+
+
 def main() -> int:
-    """Runs the demonstration, and takes everything away again whatever happens in it."""
+    """Run the demonstration, and take everything away again whatever happens in it."""
     parser = argparse.ArgumentParser(
         prog="script/demo", description="Show what vmd does; clean up on Ctrl-C."
     )
@@ -69,18 +75,15 @@ def main() -> int:
         "repository", nargs="?", metavar="REPOSITORY_URL", help="default: one made on the spot"
     )
     parser.add_argument("--once", action="store_true", help="clean up right away, without waiting")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()  # --once may stand before the URL
 
-    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    for number in stops:
-        signal.signal(number, signal.default_int_handler)
+    on_stop(signal.default_int_handler)
     try:
         with contextlib.ExitStack() as undo:
             try:
                 demonstrate(options.archive, options.repository, options.once, undo)
             finally:
-                for number in stops:  # every step of cleaning up has a time limit
-                    signal.signal(number, signal.SIG_IGN)
+                on_stop(signal.SIG_IGN)  # every step of cleaning up has a time limit
     except KeyboardInterrupt:
         return 130
     except Failed as failure:
@@ -90,11 +93,13 @@ def main() -> int:
 
 
 def demonstrate(archive: Path, repository: str | None, once: bool, undo: contextlib.ExitStack) -> None:
-    """One walk through the API; undo learns how to leave nothing behind."""
-    directory = undo.enter_context(throw_away_directory())
-    url = repository or undo.enter_context(served_repository(directory))
-    daemon = undo.enter_context(running_daemon(archive, directory))
+    """Walk through the API once; undo learns how to leave nothing behind."""
+    with stops_held_back():  # what is begun is also known to undo; each of these is quick
+        directory = undo.enter_context(throw_away_directory())
+        url = repository or undo.enter_context(served_repository(directory))
+        daemon = undo.enter_context(running_daemon(archive, directory))
     client = Client(daemon)
+    wait_until_ready(client)
     undo.enter_context(no_workspace_left(client))
 
     step(f"Ask for a workspace with {url}")
@@ -116,8 +121,8 @@ def demonstrate(archive: Path, repository: str | None, once: bool, undo: context
     show_what_next(client, workspace)
     with contextlib.suppress(KeyboardInterrupt):
         status = daemon.process.wait()
-        raise Failed(f"the daemon ended with exit status {status}")
-    print()
+        raise DaemonFailed(f"the daemon ended with exit status {status}")
+    tell("")
 
 
 # --- the daemon and its API ----------------------------------------------------------------------
@@ -145,7 +150,7 @@ class Daemon:
 
     @property
     def token(self) -> str:
-        """The administrator's token, which the first start makes."""
+        """Return the administrator's token, which the first start makes."""
         return (self.data_directory / "admin-token").read_text().strip()
 
 
@@ -157,7 +162,7 @@ class Client:
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
 
     def call(self, method: str, path: str, body: Json | None = None) -> Json:
-        """The answer's JSON."""
+        """Return the answer's JSON."""
         with self.open(method, path, body) as answer:
             decoded: Json = json.load(answer)
         return decoded
@@ -165,7 +170,7 @@ class Client:
     def open(
         self, method: str, path: str, body: Json | None = None, timeout: float | None = CALL_TIMEOUT_SECONDS
     ) -> Any:
-        """The answer, to be read as it comes; Failed says what the daemon has against the request."""
+        """Return the answer, to be read as it comes; Failed says what the daemon has against the request."""
         request = urllib.request.Request(self.daemon.url + path, method=method)
         request.add_header("Authorization", f"Bearer {self.daemon.token}")
         if body is not None:
@@ -174,12 +179,13 @@ class Client:
         try:
             return self._opener.open(request, timeout=timeout)
         except urllib.error.HTTPError as error:
-            raise Failed(f"{method} {path} answered {error.code}: {problem_detail(error)}") from error
+            kind = DaemonFailed if error.code >= 500 else Failed
+            raise kind(f"{method} {path} answered {error.code}: {problem_detail(error)}") from error
         except OSError as error:
-            raise Failed(f"{method} {path}: {error}") from error
+            raise DaemonFailed(f"{method} {path}: {error}") from error
 
     def is_ready(self) -> bool:
-        """Whether the daemon says that it can work."""
+        """Ask the daemon whether it can work."""
         try:
             with self._opener.open(f"{self.daemon.url}/health/ready", timeout=5):
                 return True
@@ -188,46 +194,36 @@ class Client:
 
 
 def problem_detail(error: urllib.error.HTTPError) -> str:
-    """What a problem document says, with the values that are wrong."""
+    """Return what a problem document says."""
     body = error.read().decode(errors="replace")
     try:
-        problem = json.loads(body)
-        wrong = [f"{field['pointer']}: {field['detail']}" for field in problem.get("errors") or []]
-        return "; ".join([problem["detail"], *wrong])
+        return str(json.loads(body)["detail"])
     except (ValueError, KeyError, TypeError):
         return body[:300]
 
 
+def wait_until_ready(client: Client) -> None:
+    """Wait for the first sign that the daemon can work."""
+    deadline = time.monotonic() + READY_SECONDS
+    while not client.is_ready():
+        if (status := client.daemon.process.poll()) is not None:
+            raise DaemonFailed(f"the daemon ended with exit status {status}")
+        if time.monotonic() > deadline:
+            raise DaemonFailed(f"the daemon was not ready within {READY_SECONDS} s")
+        time.sleep(READY_POLL_SECONDS)
+
+
 def follow(client: Client, operation: Json) -> Json:
-    """Shows an operation's phases and log lines while it runs, and gives it back as it ended."""
-    ended = threading.Event()
-    phases = threading.Thread(target=show_phases, args=(client, operation["id"], ended), daemon=True)
-    phases.start()
-    try:
-        path = f"/api/v1/operations/{operation['id']}/logs?follow=true"
-        with client.open("GET", path, timeout=None) as lines:
-            for line in lines:
-                note(json.loads(line)["message"])
-        return wait_for(client, operation)
-    finally:
-        ended.set()
-        phases.join()
-
-
-def show_phases(client: Client, operation_id: str, ended: threading.Event) -> None:
-    """Shows each new phase of an operation until it ended."""
-    shown = ""
-    while not ended.wait(POLL_SECONDS):
-        with contextlib.suppress(Failed):  # whoever reads the log finds out as well, and says so
-            progress = client.call("GET", f"/api/v1/operations/{operation_id}")["progress"] or {}
-            phase = ": ".join(filter(None, (progress.get("phase"), progress.get("message"))))
-            if phase not in ("", shown):
-                print(paint(f"  - {phase}", "36"), flush=True)
-                shown = phase
+    """Show an operation's log while it runs, and return the operation as it ended."""
+    path = f"/api/v1/operations/{operation['id']}/logs?follow=true"
+    with client.open("GET", path, timeout=None) as lines:
+        for line in lines:
+            note(json.loads(line)["message"])
+    return wait_for(client, operation)
 
 
 def wait_for(client: Client, operation: Json, within_seconds: float = float("inf")) -> Json:
-    """The operation once it is final."""
+    """Return the operation once it is final."""
     deadline = time.monotonic() + within_seconds
     while operation["status"] not in FINAL:
         if time.monotonic() > deadline:
@@ -242,7 +238,7 @@ def wait_for(client: Client, operation: Json, within_seconds: float = float("inf
 
 
 def show_workspace(workspace: Json) -> None:
-    """Prints what a user wants to know first."""
+    """Print what a user wants to know first."""
     step(f"The workspace {workspace['name']} is {workspace['status']}")
     repo, resources = workspace["repo"] or {}, workspace["resources"] or {}
     for label, value in (
@@ -262,7 +258,7 @@ def show_workspace(workspace: Json) -> None:
 
 
 def run_in_workspace(workspace: Json, command: list[str]) -> str:
-    """What a command prints that the workspace's user runs in its directory."""
+    """Run a command as the workspace's user in its directory, and return what it prints."""
     workdir = (workspace.get("connection") or {}).get("workdir") or "/workspace"
     containers = docker("ps", "--quiet", "--filter", f"label=vmd.workspace={workspace['id']}").split()
     if not containers:
@@ -271,7 +267,7 @@ def run_in_workspace(workspace: Json, command: list[str]) -> str:
 
 
 def show_what_next(client: Client, workspace: Json) -> None:
-    """Prints the lines to go on with in another terminal."""
+    """Print the lines to go on with in another terminal."""
     url = client.daemon.url
     one = f"{url}/api/v1/workspaces/{workspace['id']}"
     curl = 'curl -sS -H "Authorization: Bearer $TOKEN"'
@@ -287,13 +283,13 @@ def show_what_next(client: Client, workspace: Json) -> None:
         ("delete it", f"{curl} -X DELETE {one}"),
         ("what was done", f"{curl} {url}/api/v1/operations"),
         (
-            "events, as they come",
-            f"{curl} {websocket} -H 'Sec-WebSocket-Key: dm1kLWRlbW8tc2NyaXB0IQ==' {url}/ws/events",
+            "events, first the past ones (curl answers no pings, so it is cut off in a minute)",
+            f"{curl} {websocket} -H 'Sec-WebSocket-Key: dm1kLWRlbW8tc2NyaXB0IQ==' '{url}/ws/events?after=0'",
         ),
-        ("the API, in a browser", f"{url}/docs"),
+        ("the API, in a browser; any name, and the token as password", f"{url}/docs"),
     ):
-        print(paint(f"  # {what}", "2"))
-        print(f"  {line}")
+        tell(paint(f"  # {what}", "2"))
+        tell(f"  {line}")
     step("Press Ctrl-C to take everything away again")
 
 
@@ -302,7 +298,7 @@ def show_what_next(client: Client, workspace: Json) -> None:
 
 @contextlib.contextmanager
 def throw_away_directory() -> Iterator[Path]:
-    """A new directory for everything the demonstration writes."""
+    """Make a directory for everything that the demonstration writes; remove it at the end."""
     directory = Path(tempfile.mkdtemp(prefix="vmd-demo."))
     try:
         yield directory
@@ -313,20 +309,13 @@ def throw_away_directory() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def running_daemon(archive: Path, directory: Path) -> Iterator[Daemon]:
-    """A daemon that is ready."""
+    """Start a daemon; stop it at the end, and show the end of its log if it failed."""
     daemon = Daemon(archive, directory)
-    step(f"Start vmd at {daemon.url}, with its data in {daemon.data_directory}")
     try:
-        deadline = time.monotonic() + READY_SECONDS
-        while not Client(daemon).is_ready():
-            if (status := daemon.process.poll()) is not None:
-                raise Failed(f"the daemon ended with exit status {status}")
-            if time.monotonic() > deadline:
-                raise Failed(f"the daemon was not ready within {READY_SECONDS} s")
-            time.sleep(0.1)
+        step(f"Start vmd at {daemon.url}, with its data in {daemon.data_directory}")
         yield daemon
-    except Failed:
-        print(paint(f"The end of {daemon.log}:", "31"))
+    except DaemonFailed:
+        tell(paint(f"The end of {daemon.log}:", "31"))
         for line in daemon.log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:]:
             note(line)
         raise
@@ -343,7 +332,7 @@ def running_daemon(archive: Path, directory: Path) -> Iterator[Daemon]:
 
 @contextlib.contextmanager
 def no_workspace_left(client: Client) -> Iterator[None]:
-    """Deletes all workspaces at the end, also those that were made by hand in the meantime."""
+    """Delete all workspaces at the end, also those that were made by hand in the meantime."""
     try:
         yield
     finally:
@@ -355,14 +344,12 @@ def no_workspace_left(client: Client) -> Iterator[None]:
                 if deletion["status"] != "succeeded":
                     raise Failed(f"deleting {deletion['status']}: {(deletion['error'] or {}).get('detail')}")
         except Failed as failure:
-            raise Failed(
-                f"{failure}; find what is left with: docker ps -a --filter label=vmd.workspace"
-            ) from failure
+            raise type(failure)(f"{failure}; find what is left with: {FIND_LEFT}") from failure
 
 
 @contextlib.contextmanager
 def served_repository(directory: Path) -> Iterator[str]:
-    """The URL of a small git repository, served over HTTP where workspaces can reach it."""
+    """Serve a small git repository over HTTP where workspaces can reach it; give its URL."""
     make_repository(directory)
     host = bridge_address()
     GitHandler.root = directory / "git"
@@ -384,7 +371,7 @@ def served_repository(directory: Path) -> Iterator[str]:
 
 
 def make_repository(directory: Path) -> None:
-    """Makes git/hello.git with one commit, whatever the user's own settings of git are."""
+    """Make git/hello.git with one commit, whatever the user's own settings of git are."""
     tree, bare = directory / "hello", directory / "git" / "hello.git"
     tree.mkdir()
     (tree / "README.md").write_text(README)
@@ -401,7 +388,7 @@ def make_repository(directory: Path) -> None:
         ("commit", "--quiet", "--message=Say hello"),
         ("clone", "--quiet", "--bare", ".", str(bare)),
     ):
-        subprocess.run(["git", *command], cwd=tree, env=environment, check=True)
+        subprocess.run(["git", *command], cwd=tree, env=environment, check=True, start_new_session=True)
 
 
 class GitHandler(http.server.BaseHTTPRequestHandler):
@@ -410,7 +397,7 @@ class GitHandler(http.server.BaseHTTPRequestHandler):
     root: Path
 
     def do_GET(self) -> None:
-        """Answers with what the backend prints."""
+        """Answer with what the backend prints."""
         path, _, query = self.path.partition("?")
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         environment = os.environ | {
@@ -445,11 +432,11 @@ class GitHandler(http.server.BaseHTTPRequestHandler):
     do_POST = do_GET  # noqa: N815 - the names are the standard library's
 
     def log_message(self, format: str, *args: object) -> None:
-        """Keeps quiet."""
+        """Keep quiet."""
 
 
 def bridge_address() -> str:
-    """The host's address on the engine's own bridge."""
+    """Return the host's address on the engine's own bridge."""
     for settings in json.loads(docker("network", "inspect", "bridge"))[0]["IPAM"]["Config"]:
         network = ipaddress.ip_network(settings["Subnet"])
         if network.version == 4:
@@ -458,35 +445,68 @@ def bridge_address() -> str:
 
 
 def free_port() -> int:
-    """A port of the loopback address that nobody listens on."""
+    """Return a port of the loopback address that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
 
 
 def docker(*arguments: str) -> str:
-    """What the engine's command line prints."""
-    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
+    """Call the engine's command line, and return what it prints."""
+    done = subprocess.run(  # in a session of its own, as everything that Ctrl-C is not for
+        ["docker", *arguments], capture_output=True, text=True, check=False, start_new_session=True
+    )
     if done.returncode != 0:
         raise Failed(f"docker {arguments[0]} failed: {(done.stderr or done.stdout).strip()}")
     return done.stdout
+
+
+# --- stopping ------------------------------------------------------------------------------------
+
+
+def on_stop(handler: Any) -> None:
+    """Let handler be called for whatever asks this process to stop."""
+    for number in STOPS:
+        signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def stops_held_back() -> Iterator[None]:
+    """Let the block end before a request to stop is followed."""
+    held: list[int] = []
+    on_stop(lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        on_stop(signal.default_int_handler)
+    if held:
+        raise KeyboardInterrupt
 
 
 # --- telling -------------------------------------------------------------------------------------
 
 
 def step(text: str) -> None:
-    """Says what happens next."""
-    print(paint(f"==> {text}", "1"), flush=True)
+    """Say what happens next."""
+    tell(paint(f"==> {text}", "1"))
 
 
 def note(text: str) -> None:
-    """Shows a line of what something else said."""
-    print(paint("  | ", "2") + text.rstrip("\r\n"), flush=True)
+    """Show a line of what something else said."""
+    tell(paint("  | ", "2") + text.rstrip("\r\n"))
+
+
+def tell(text: str) -> None:
+    """Print a line; when nobody can read it any more, that is a request to stop."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        signal.raise_signal(signal.SIGINT)  # without effect while everything is taken away
 
 
 def paint(text: str, code: str) -> str:
-    """The text in a colour (an ECMA-48 SGR code) where somebody looks at it."""
+    """Return the text in a colour (an ECMA-48 SGR code) where somebody looks at it."""
     if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
         return text
     return f"\x1b[{code}m{text}\x1b[0m"

@@ -38,6 +38,7 @@ ADMIN_TOKEN_FILE = "admin-token"
 DATABASE_FILE = "vm.db"
 KEEPALIVE_SECONDS = 15.0
 SHUTDOWN_SECONDS = 3.0
+FIRST_LOOK_SECONDS = 10.0  # at the providers, before the daemon calls itself ready
 
 log = structlog.get_logger()
 
@@ -136,6 +137,7 @@ class Daemon:
         interval = systemd.watchdog_seconds()
         if interval is not None:
             self._spawn(self._show_life(interval))
+        await self._machines.wait_until_tried(FIRST_LOOK_SECONDS)
         systemd.notify(f"READY=1\nSTATUS=Listening on {', '.join(self.addresses)}")
         log.info("vmd is ready", version=__version__, listen=self.addresses, data_dir=str(self._data_dir))
 
@@ -185,8 +187,8 @@ class Daemon:
         self._hub.close()
 
     async def _show_life(self, interval_seconds: float) -> None:
-        """Tell systemd that the loop turns and the books answer."""
-        while True:
+        """Tell systemd that the loop turns, the books answer and operations are handed out."""
+        while self._queue.is_working:
             await self._database.read(lambda tx: find_setting(tx, "instance"))
             systemd.notify("WATCHDOG=1")
             await asyncio.sleep(interval_seconds)

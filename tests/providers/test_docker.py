@@ -145,6 +145,18 @@ async def test_a_machine_that_runs_out_of_memory_says_so(docker: DockerProvider)
     assert found.is_out_of_memory
 
 
+async def test_a_create_that_is_cancelled_at_any_moment_leaves_nothing_behind(docker: DockerProvider) -> None:
+    for number in range(12):
+        wanted = spec(number)
+        creating = asyncio.create_task(docker.create(wanted))
+        await asyncio.sleep(number / 60)
+        creating.cancel()
+        await asyncio.gather(creating, return_exceptions=True)
+        await docker.destroy(wanted.workspace_id)
+    await asyncio.sleep(0.5)
+    assert list(await docker.holdings()) == []
+
+
 async def test_many_networks_at_once_do_not_collide(docker: DockerProvider) -> None:
     specs = [spec(number) for number in range(6)]
     await asyncio.gather(*(docker.create(wanted) for wanted in specs))

@@ -16,7 +16,7 @@ START_SECONDS = 30
 
 
 class PrivateEngine:
-    """A dockerd that shares nothing with the host's: without a network of its own it would take docker0 away."""
+    """A dockerd that shares no network with the host's, whose docker0 it would take away."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

@@ -80,6 +80,11 @@ class OperationQueue:
         """Begin to work, first on what an earlier process left."""
         self._scheduler = asyncio.create_task(self._schedule(), name="operation scheduler")
 
+    @property
+    def is_working(self) -> bool:
+        """Whether operations are handed out."""
+        return self._scheduler is not None and not self._scheduler.done()
+
     def wake(self) -> None:
         """Look for work: something was recorded, or may be tried again."""
         self._wake.set()

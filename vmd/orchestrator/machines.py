@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -40,6 +41,7 @@ class Machines:
         self._default_provider = default_provider
         self._reconnect_seconds = reconnect_seconds
         self._capacities: dict[str, Capacity] = {}
+        self._tried = asyncio.Event()
         self._is_reached: dict[str, bool | None] = dict.fromkeys(providers)  # None: not tried yet
 
     # What the use cases ask.
@@ -99,6 +101,14 @@ class Machines:
 
     # Watching.
 
+    async def wait_until_tried(self, timeout_seconds: float) -> None:
+        """Return once every provider was reached or found out of reach, or when the time is over."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                while None in self._is_reached.values():
+                    await self._tried.wait()
+                    self._tried.clear()
+
     async def watch(self, name: str, on_reached: Callable[[], None]) -> None:
         """Follow a provider for ever: look at all when it is reached, then at each machine that changes."""
         provider = self._providers[name]
@@ -122,6 +132,7 @@ class Machines:
         if self._is_reached[name] is is_reached:
             return
         self._is_reached[name] = is_reached
+        self._tried.set()
         log.info(
             "provider is reached" if is_reached else "provider is unreachable", provider=name, why=reason
         )

@@ -14,7 +14,7 @@ from vmd.model.operation import Job, LogLine, Operation
 from vmd.model.page import Page
 from vmd.operations.queue import OperationQueue
 from vmd.orchestrator.changes import cancel_job
-from vmd.orchestrator.lifecycle import settle_unbegun
+from vmd.orchestrator.outcomes import as_before
 from vmd.orchestrator.permissions import may_see, require_scope
 from vmd.store.database import Database, Transaction
 from vmd.store.operations import OperationFilter, find_job, list_logs, list_operations
@@ -94,7 +94,7 @@ class Operations:
         def unit(tx: Transaction) -> Operation:
             job = _get_job(tx, actor, operation_id)
             _require_cancellable(job.operation)
-            left = cancel_job(tx, job, settle_unbegun)
+            left = cancel_job(tx, job, as_before)
             if left is not None:
                 interrupted.append(left)
             return _get_job(tx, actor, operation_id).operation

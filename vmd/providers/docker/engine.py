@@ -95,17 +95,30 @@ class Engine:
     ) -> Any:
         """Return the JSON answer to one call; raise DockerError for 404 and 409 alone."""
         usual_seconds = READ_SECONDS if method == "GET" else ANSWER_SECONDS
-        timeout = ClientTimeout(total=timeout_seconds or usual_seconds, sock_connect=CONNECT_SECONDS)
+        limits = ClientTimeout(total=timeout_seconds or usual_seconds, sock_connect=CONNECT_SECONDS)
         with self.translated():
-            async with self.control._query(
-                path,
-                method,
-                data=None if data is None else json.dumps(data),
-                params=None if params is None else dict(params),
-                timeout=timeout,
-            ) as response:
-                body = await response.read()
+            calling = asyncio.ensure_future(self._call(path, method, data, params, limits))
+            try:
+                body = await asyncio.shield(calling)
+            except asyncio.CancelledError:
+                if method == "GET":
+                    calling.cancel()
+                # The engine goes on with a change whose caller left. What follows must not overtake it.
+                await asyncio.wait({calling})
+                raise
         return json.loads(body) if body else None
+
+    async def _call(
+        self, path: str, method: str, data: Any, params: Mapping[str, Any] | None, limits: ClientTimeout
+    ) -> bytes:
+        async with self.control._query(
+            path,
+            method,
+            data=None if data is None else json.dumps(data),
+            params=None if params is None else dict(params),
+            timeout=limits,
+        ) as response:
+            return await response.read()
 
     async def ping(self) -> None:
         """Raise ProviderUnavailable unless the engine answers soon."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from typing import Any
 
 from aiodocker.exceptions import DockerError
@@ -103,7 +103,7 @@ class DockerProvider:
         base = f"vmd-{spec.workspace_id}"
         ref = f"{base}-{spec.operation_id}"
         labels = {LABEL_INSTANCE: self._instance, LABEL_WORKSPACE: spec.workspace_id}
-        await asyncio.gather(self._create_volume(base, labels), self._create_network(base, labels))
+        await _both(self._create_volume(base, labels), self._create_network(base, labels))
         labels[LABEL_OPERATION] = spec.operation_id
         body = container_body(spec, labels, volume=base, network=base, options=self._options)
         try:
@@ -397,6 +397,13 @@ class DockerProvider:
             raise ProviderError(
                 f"There is a {what} {name} at the engine that is not this daemon's; remove or rename it."
             )
+
+
+async def _both(one: Coroutine[Any, Any, None], other: Coroutine[Any, Any, None]) -> None:
+    """Do both to the end before the first error of either is raised, so that neither goes on unseen."""
+    for result in await asyncio.gather(one, other, return_exceptions=True):
+        if result is not None:
+            raise result
 
 
 def _half_close(stream: Any) -> None:
