@@ -53,8 +53,7 @@ CREATE TABLE workspaces (
     expires_at INTEGER,
     idle_timeout_seconds INTEGER,
     last_activity_at INTEGER NOT NULL,
-    warned_clock TEXT, -- the clock whose firing was announced, with its time
-    warned_at INTEGER,
+    warned TEXT NOT NULL DEFAULT '{}', -- by clock, the time of the firing that was announced
     last_fired TEXT, -- the clock that fired last, and when
     created_at INTEGER NOT NULL,
     updated_at INTEGER NOT NULL,
@@ -71,6 +70,7 @@ CREATE TABLE workspaces (
 CREATE UNIQUE INDEX workspaces_by_name ON workspaces (owner_id, name) WHERE deleted_at IS NULL;
 CREATE INDEX workspaces_by_owner ON workspaces (owner_id, id) WHERE deleted_at IS NULL;
 CREATE INDEX workspaces_alive ON workspaces (id) WHERE deleted_at IS NULL;
+CREATE INDEX workspaces_by_operation ON workspaces (current_operation) WHERE current_operation IS NOT NULL;
 CREATE INDEX workspaces_by_status ON workspaces (status, id) WHERE deleted_at IS NULL;
 
 CREATE TABLE workspace_secrets (

@@ -38,6 +38,7 @@ ADMIN_TOKEN_FILE = "admin-token"
 DATABASE_FILE = "vm.db"
 KEEPALIVE_SECONDS = 15.0
 SHUTDOWN_SECONDS = 3.0
+MAX_PORT = 65535
 FIRST_LOOK_SECONDS = 10.0  # at the providers, before the daemon calls itself ready
 
 log = structlog.get_logger()
@@ -66,7 +67,10 @@ class Daemon:
 
         Raises DirectoryInUse, or DatabaseUnusable.
         """
-        self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileExistsError:
+            raise DatabaseUnusable(f"{self._data_dir} is not a directory; give another --data-dir.") from None
         if not self._lock.acquire():
             raise DirectoryInUse(f"Another vmd uses {self._data_dir}; stop it, or give another --data-dir.")
         try:
@@ -129,11 +133,11 @@ class Daemon:
 
     async def work(self) -> None:
         """Run operations, watch providers, sweep, and answer everybody."""
+        await self._listen()
         self._queue.start()
         for name in self._providers:
             self._spawn(self._machines.watch(name, self._queue.wake))
         self._spawn(sweep_for_ever(self._lifetimes, self._settings.janitor.interval_seconds))
-        await self._listen()
         interval = systemd.watchdog_seconds()
         if interval is not None:
             self._spawn(self._show_life(interval))
@@ -164,8 +168,8 @@ class Daemon:
             if listen.startswith("unix:"):
                 await web.UnixSite(self._runner, listen.removeprefix("unix:")).start()
             else:
-                host, _, port = listen.rpartition(":")
-                await web.TCPSite(self._runner, host.strip("[]") or None, int(port)).start()
+                host, port = _host_and_port(listen)
+                await web.TCPSite(self._runner, host, port).start()
         self.addresses = [_address(found) for found in self._runner.addresses[1:]]
 
     def _prepare_books(self, tx: Transaction) -> str:
@@ -237,6 +241,13 @@ def _retention(settings: Settings) -> Retention:
         operations_seconds=janitor.operations_seconds,
         events_seconds=janitor.events_seconds,
     )
+
+
+def _host_and_port(listen: str) -> tuple[str | None, int]:
+    host, _, port = listen.rpartition(":")
+    if not port.isdecimal() or int(port) > MAX_PORT:
+        raise ValueError(f"it is not HOST:PORT with a port up to {MAX_PORT}, nor unix:PATH")
+    return host.strip("[]") or None, int(port)
 
 
 def _address(found: Any) -> str:

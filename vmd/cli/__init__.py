@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(given) or 0
     except Failure as error:
-        print(f"vmd: {error}", file=sys.stderr)
+        print("vmd:", " ".join(str(error).split()), file=sys.stderr)
         return 1
     except BrokenPipeError:
         return 1

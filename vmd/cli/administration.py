@@ -3,6 +3,7 @@
 import argparse
 import re
 from typing import Any
+from urllib.parse import quote
 
 from vmd.cli.failure import Failure
 from vmd.cli.local import call
@@ -80,7 +81,7 @@ def _list_tokens(given: argparse.Namespace) -> int:
 
 
 def _revoke_token(given: argparse.Namespace) -> int:
-    _call(given, "DELETE", f"/api/v1/tokens/{given.token}")
+    _call(given, "DELETE", f"/api/v1/tokens/{quote(given.token, safe='')}")
     return 0
 
 

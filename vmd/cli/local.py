@@ -11,6 +11,7 @@ import os
 import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from vmd import logs
 from vmd.bootstrap import CONTROL_SOCKET, Daemon, DatabaseUnusable, DirectoryInUse
@@ -19,6 +20,7 @@ from vmd.config import Settings
 from vmd.http.middleware import ACT_AS_HEADER
 
 TIMEOUT_SECONDS = 300.0
+PATIENCE_SECONDS = 10.0
 
 
 def call(
@@ -30,26 +32,37 @@ def call(
 
 async def _call(settings: Settings, data_dir: Path, method: str, path: str, body: Any, user: str) -> Any:
     logs.configure("warning", "auto")
-    daemon: Daemon | None = Daemon(settings, data_dir)
-    try:
-        await daemon.open()  # type: ignore[union-attr]
-    except DirectoryInUse:
-        daemon = None
-    except (DatabaseUnusable, OSError) as error:
-        raise Failure(str(error)) from None
-    try:
-        return await asyncio.to_thread(_request, data_dir, method, path, body, user)
-    except (OSError, http.client.HTTPException) as error:
-        raise Failure(f"the daemon of {data_dir} does not answer: {error}") from None
-    finally:
-        if daemon is not None:
-            await daemon.close()
+    deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
+    while True:
+        daemon: Daemon | None = Daemon(settings, data_dir)
+        try:
+            await daemon.open()  # type: ignore[union-attr]
+        except DirectoryInUse:
+            daemon = None
+        except (DatabaseUnusable, OSError) as error:
+            raise Failure(str(error)) from None
+        try:
+            return await asyncio.to_thread(_request, data_dir, method, path, body, user)
+        except (ConnectionRefusedError, FileNotFoundError) as error:
+            # Another command has the directory and is about to open its socket, or has just closed it.
+            if asyncio.get_running_loop().time() > deadline:
+                raise _no_answer(data_dir, error) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise _no_answer(data_dir, error) from None
+        finally:
+            if daemon is not None:
+                await daemon.close()
+        await asyncio.sleep(0.05)
+
+
+def _no_answer(data_dir: Path, error: Exception) -> Failure:
+    return Failure(f"the daemon of {data_dir} does not answer: {error}; is it stuck? Restart it")
 
 
 def _request(data_dir: Path, method: str, path: str, body: Any, user: str) -> Any:
     connection = _ControlConnection(data_dir)
     try:
-        headers = {ACT_AS_HEADER: user, "Content-Type": "application/json"}
+        headers = {ACT_AS_HEADER: quote(user), "Content-Type": "application/json"}
         connection.request(method, path, None if body is None else json.dumps(body), headers)
         response = connection.getresponse()
         text = response.read()

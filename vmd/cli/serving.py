@@ -17,6 +17,8 @@ from vmd.http.app import make_specification
 from vmd.http.openapi import to_yaml
 from vmd.store.migrations import schema_sql
 
+PATIENCE_SECONDS = 0.5
+
 
 def add_commands(commands: Any) -> None:
     """Add serve, config, openapi and schema."""
@@ -50,6 +52,18 @@ def _serve(given: argparse.Namespace) -> int:
     return 0
 
 
+async def open_patiently(daemon: Daemon, seconds: float) -> None:
+    """Open a daemon, waiting a little for a command that has its data directory just now."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while True:
+        try:
+            return await daemon.open()
+        except DirectoryInUse:
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+        await asyncio.sleep(0.05)
+
+
 async def _run(settings: Settings, data_dir: Path) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -57,7 +71,7 @@ async def _run(settings: Settings, data_dir: Path) -> None:
         loop.add_signal_handler(number, stopping.set)
     daemon = Daemon(settings, data_dir)
     try:
-        await daemon.open()
+        await open_patiently(daemon, PATIENCE_SECONDS)
     except (DirectoryInUse, DatabaseUnusable, OSError) as error:
         raise Failure(str(error)) from None
     try:

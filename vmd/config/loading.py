@@ -1,5 +1,6 @@
 """From files, variables and flags to settings, remembering where each value came from."""
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -34,10 +35,7 @@ class Loaded:
     def lines(self) -> Iterator[str]:
         """Yield each setting in force with where it came from, secrets masked."""
         for path, value in _leaves(self.settings):
-            source = next(
-                (self.sources[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self.sources),
-                "default",
-            )
+            source = _source(self.sources, path) or "default"
             shown = _MASK if _SECRET.search(path[-1]) and value else _toml(value)
             yield f"{'.'.join(path)} = {shown}  # {source}"
 
@@ -54,19 +52,16 @@ def load(file: Path | None, environment: Mapping[str, str], flags: Mapping[Path_
     for name, value in environment.items():
         if name.startswith(PREFIX) and name not in RESERVED:
             path = tuple(name.removeprefix(PREFIX).lower().split("__"))
-            _put(data, path, _value(value), name)
-            sources[path] = name
+            _put(data, sources, path, _value(value), name)
     for path, value in flags.items():
-        _put(data, path, value, "command line")
-        sources[path] = "command line"
+        _put(data, sources, path, value, "command line")
     try:
         return Loaded(settings=structure(data, Settings), sources=sources)
     except Unstructurable as error:
         first = error.errors[0]
         path = tuple(first.pointer.strip("/").split("/"))
-        where = next(
-            (sources[path[:end]] for end in range(len(path), 0, -1) if path[:end] in sources), "the settings"
-        )
+        below = (source for known, source in sources.items() if known[: len(path)] == path)
+        where = _source(sources, path) or next(below, "the settings")
         if file is not None and where == str(file):
             where = f"{file}, line {_line_of(text, path)}"
         raise ConfigError(f"{where}: {'.'.join(path)} {first.detail}") from None
@@ -89,24 +84,36 @@ def _parse(text: str, file: Path) -> dict[str, Any]:
 def _value(text: str) -> Any:
     """Return a variable's value as TOML; what is none, such as a bare word, is a string."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        data = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    return data["value"] if len(data) == 1 else text
 
 
-def _put(data: dict[str, Any], path: Path_, value: Any, source: str) -> None:
+def _put(data: dict[str, Any], sources: dict[Path_, str], path: Path_, value: Any, source: str) -> None:
+    """Set one value, a whole table too, and remember its source instead of what was below it."""
     for step in path[:-1]:
         data = data.setdefault(step, {})
         if not isinstance(data, dict):
             raise ConfigError(f"{source}: {'.'.join(path)} is not a setting")
     data[path[-1]] = value
+    for known in [known for known in sources if known[: len(path)] == path]:
+        del sources[known]
+    sources[path] = source
+
+
+def _source(sources: Mapping[Path_, str], path: Path_) -> str | None:
+    """Return where a setting, or the table it was set with, came from."""
+    return next((sources[path[:end]] for end in range(len(path), 0, -1) if path[:end] in sources), None)
 
 
 def _paths(data: Mapping[str, Any], base: Path_ = ()) -> Iterator[Path_]:
+    """Yield the paths of values; an empty table counts as one."""
     for key, value in data.items():
-        yield (*base, key)
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield from _paths(value, (*base, key))
+        else:
+            yield (*base, key)
 
 
 def _leaves(settings: Any, base: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
@@ -141,6 +148,4 @@ def _toml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return f"[{', '.join(_toml(item) for item in value)}]"
-    return (
-        f'"{value}"' if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
-    )
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)

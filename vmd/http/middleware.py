@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection
 from datetime import UTC, datetime
 from ipaddress import ip_address
+from urllib.parse import unquote
 
 import structlog
 from aiohttp import web
@@ -40,7 +41,7 @@ class Gate:
     async def admit(self, request: web.Request) -> Actor | None:
         """Return who calls, None on public paths; raise Refused for everybody else."""
         if self.is_local(request):
-            return await self._accounts.act_as(request.headers.get(ACT_AS_HEADER, ADMIN_NAME))
+            return await self._accounts.act_as(unquote(request.headers.get(ACT_AS_HEADER, ADMIN_NAME)))
         self._require_host(request)
         if request.path in PUBLIC_PATHS:
             return None

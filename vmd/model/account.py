@@ -41,7 +41,14 @@ class User:
 class NewUser:
     """What it takes to add a user."""
 
-    name: Annotated[str, Meta(pattern=USER_NAME_PATTERN, max_length=64, description="unique, lower case")]
+    name: Annotated[
+        str,
+        Meta(
+            pattern=USER_NAME_PATTERN,
+            max_length=64,
+            description="a lower-case name of letters, digits and inner . _ -",
+        ),
+    ]
     role: Role = Role.MEMBER
 
 

@@ -7,7 +7,7 @@ from attrs import frozen
 
 
 class ErrorCode(StrEnum):
-    """Why a request or an operation was refused; each member's meaning is its title in `TITLES`."""
+    """Why a request or an operation was refused; each member's meaning is in `STATUS_AND_TITLE`."""
 
     MALFORMED_REQUEST = "malformed-request"
     UNAUTHENTICATED = "unauthenticated"

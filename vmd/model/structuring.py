@@ -156,7 +156,7 @@ def _check(value: Any, meta: Meta) -> None:
         raise _Misfit(f"must have at least {meta.min_length} characters or items")
     if meta.max_length is not None and len(value) > meta.max_length:
         raise _Misfit(f"must have at most {meta.max_length} characters or items")
-    if meta.pattern is not None and (re.search(meta.pattern, value) is None or value.endswith("\n")):
+    if meta.pattern is not None and re.fullmatch(meta.pattern, value) is None:
         raise _Misfit(f"must be {meta.description}" if meta.description else f"must match {meta.pattern}")
 
 

@@ -19,7 +19,7 @@ WORKDIR = "/workspace"
 REPO_URL_PATTERN = (
     r"^(https?://[A-Za-z0-9\[][A-Za-z0-9.:\[\]-]*(/[!-~]*)?"
     r"|ssh://([A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9\[][A-Za-z0-9.:\[\]-]*/[!-~]+"
-    r"|([A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9][A-Za-z0-9.-]*:(/?[A-Za-z0-9_.~][!-~]*))$"
+    r"|([A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9][A-Za-z0-9.-]*:(?![^/]*@)(/?[A-Za-z0-9_.~][!-~]*))$"
 )
 # What git check-ref-format allows, in ASCII: no option, no "..", no "@{", no "//", no ".lock" end.
 BRANCH_PATTERN = r"^(?!.*(\.\.|@\{|//|/\.|\.lock(/|$)|[./]$))[A-Za-z0-9_][A-Za-z0-9_./@+=#%,-]*$"
@@ -354,6 +354,8 @@ def allowed_actions(
 _PREEMPTING: Mapping[OperationType, tuple[Action, ...]] = {
     OperationType.START: (Action.STOP,),
     OperationType.STOP: (Action.STOP,),
+    OperationType.RESTART: (Action.STOP,),
+    OperationType.EXPIRE: (Action.STOP,),
 }
 
 

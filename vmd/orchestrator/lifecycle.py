@@ -5,9 +5,10 @@ that writes its outcome. A work whose workspace was taken from it meanwhile leav
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from attrs import frozen
+from msgspec import Meta
 
 from vmd.model.errors import ErrorCode, Refused
 from vmd.model.operation import Job, OperationType, Phase, Verdict
@@ -23,20 +24,24 @@ from vmd.store.database import Database, Transaction
 from vmd.store.workspaces import list_secrets
 
 STOP_TIMEOUT_SECONDS = 10
+MAX_DEADLINE_SECONDS = 7 * 24 * 3600
 FORGET_ATTEMPTS = 3  # tries before a forced delete forgets what cannot be destroyed
+
+
+Seconds = Annotated[float, Meta(ge=0.01, le=MAX_DEADLINE_SECONDS)]
 
 
 @frozen(kw_only=True)
 class Deadlines:
     """How many seconds each type of operation may take, waiting for its provider not counted."""
 
-    create: float = 1800
-    start: float = 120
-    stop: float = 700  # longer than a stop's timeout_seconds may be
-    restart: float = 800
-    rebuild: float = 1800
-    delete: float = 300
-    expire: float = 120
+    create: Seconds = 1800.0
+    start: Seconds = 120.0
+    stop: Seconds = 700.0  # longer than a stop's timeout_seconds may be
+    restart: Seconds = 800.0
+    rebuild: Seconds = 1800.0
+    delete: Seconds = 300.0
+    expire: Seconds = 120.0
 
 
 _Step = Callable[[Job, Report, Workspace], Awaitable[Settle]]

@@ -113,15 +113,13 @@ class Lifetimes:
         for firing in list_unwarned(tx, soon, grace, MAX_PER_SWEEP):
             mark_warned(tx, firing)
             _tell(tx, EventType.WORKSPACE_EXPIRING, firing, clock=firing.clock, at=firing.at)
-        due = list_due(tx, tx.now, grace, MAX_PER_SWEEP)
-        for firing in due:
-            _fire(tx, firing)
+        fired = sum(_fire(tx, firing) for firing in list_due(tx, tx.now, grace, MAX_PER_SWEEP))
         again = self._delete_again(tx)
         retention = self._retention
         delete_finished(tx, timedelta(seconds=retention.operations_seconds), MAX_FORGOTTEN_PER_SWEEP)
         delete_old_events(tx, timedelta(seconds=retention.events_seconds), MAX_FORGOTTEN_PER_SWEEP)
         delete_old_answers(tx)
-        return len(due) + again
+        return fired + again
 
     @staticmethod
     def _delete_again(tx: Transaction) -> int:
@@ -154,9 +152,11 @@ class Lifetimes:
         return NextFiring(clock=clock, at=times[clock], leads_to=_LEADS_TO[clock])
 
 
-def _fire(tx: Transaction, firing: Firing) -> None:
+def _fire(tx: Transaction, firing: Firing) -> bool:
+    """Begin what a clock leads to; return False where another clock of the workspace was first."""
     workspace = find_workspace(tx, firing.workspace_id)
-    assert workspace is not None
+    if workspace is None or workspace.current_operation is not None:
+        return False
     mark_fired(tx, workspace.id, firing.clock)
     if firing.clock is Clock.IDLE:
         begin(tx, SYSTEM, workspace, OperationType.STOP, to=Status.STOPPING, reason="idle")
@@ -167,6 +167,7 @@ def _fire(tx: Transaction, firing: Firing) -> None:
     else:
         begin(tx, SYSTEM, workspace, OperationType.DELETE, to=Status.DELETING, reason="trash", force=False)
         _tell(tx, EventType.WORKSPACE_EXPIRED, firing, clock=firing.clock)
+    return True
 
 
 def _holds(workspace: Workspace) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ INSERT_USER = "INSERT INTO users (id, name, role, created_at) VALUES (:id, :name
 FIND_USER = "SELECT id, name, role, created_at FROM users WHERE name = :name"
 LIST_USERS = """
 SELECT id, name, role, created_at FROM users
-WHERE :after IS NULL OR id < :after ORDER BY id DESC LIMIT :limit
+WHERE id < coalesce(:after, '~') ORDER BY id DESC LIMIT :limit
 """
 INSERT_TOKEN = """
 INSERT INTO tokens (id, user_id, name, digest, scopes, workspace_id, created_at, expires_at)
@@ -25,7 +25,7 @@ FROM tokens t JOIN users u ON u.id = t.user_id
 """
 FIND_TOKEN = f"{_TOKEN} WHERE t.id = :id AND t.user_id = :user_id AND t.revoked_at IS NULL"
 LIST_TOKENS = f"""
-{_TOKEN} WHERE t.user_id = :user_id AND t.revoked_at IS NULL AND (:after IS NULL OR t.id < :after)
+{_TOKEN} WHERE t.user_id = :user_id AND t.revoked_at IS NULL AND t.id < coalesce(:after, '~')
 ORDER BY t.id DESC LIMIT :limit
 """
 REVOKE_TOKEN = "UPDATE tokens SET revoked_at = :now WHERE id = :id AND revoked_at IS NULL RETURNING digest"

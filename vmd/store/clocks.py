@@ -38,9 +38,8 @@ class Fired:
 
 _FIRED = decoder(Fired)
 
-# One row a clock that fires before :until; a pinned, unreachable or busy workspace has none.
-_DUE = """
-SELECT w.id, w.owner_id, clock, at FROM (
+_RUNNING_OUT = """
+(
     SELECT id, 'ttl' AS clock, expires_at AS at FROM workspaces
     WHERE status IN ('running', 'stopped', 'failed') AND expires_at <= :until AND deleted_at IS NULL
     UNION ALL
@@ -53,17 +52,21 @@ SELECT w.id, w.owner_id, clock, at FROM (
 ) due JOIN workspaces w ON w.id = due.id
 WHERE NOT w.pinned AND w.health <> 'unreachable' AND w.current_operation IS NULL
 """
-LIST_DUE = f"{_DUE} ORDER BY at LIMIT :limit"
-LIST_UNWARNED = f"""
-{_DUE} AND NOT (w.warned_clock IS clock AND w.warned_at IS at) ORDER BY at LIMIT :limit
+# The earliest of each workspace alone, whose clock SQLite gives along with min().
+LIST_DUE = f"""
+SELECT w.id, w.owner_id, clock, min(at) AS at FROM {_RUNNING_OUT} GROUP BY w.id ORDER BY at LIMIT :limit
 """
-MARK_WARNED = "UPDATE workspaces SET warned_clock = :clock, warned_at = :at WHERE id = :id"
+LIST_UNWARNED = f"""
+SELECT w.id, w.owner_id, clock, at FROM {_RUNNING_OUT}
+    AND json_extract(w.warned, '$.' || clock) IS NOT at ORDER BY at LIMIT :limit
+"""
+MARK_WARNED = "UPDATE workspaces SET warned = json_set(warned, '$.' || :clock, :at) WHERE id = :id"
 MARK_FIRED = "UPDATE workspaces SET last_fired = :fired WHERE id = :id"
 FIND_FIRED = "SELECT last_fired FROM workspaces WHERE id = :id"
 
 
 def list_due(tx: Transaction, until: datetime, grace_seconds: int, limit: int) -> list[Firing]:
-    """Return the clocks that fire before `until`, the longest overdue first."""
+    """Return the clock of each workspace that fires first before `until`, the longest overdue first."""
     return _firings(tx, LIST_DUE, until, grace_seconds, limit)
 
 

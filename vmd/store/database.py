@@ -153,24 +153,38 @@ def connect(path: Path | str) -> sqlite3.Connection:
 
     Raises DatabaseUnusable with a message for the administrator.
     """
-    if path != ":memory:":
-        Path(path).touch(mode=0o600, exist_ok=True)
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
-    connection.row_factory = sqlite3.Row
     try:
-        check = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if check != "ok":
-            raise DatabaseUnusable(f"{path} is damaged ({check}); put a backup in its place.")
-        for pragma in _PRAGMAS:
-            connection.execute(pragma)
-        migrations.upgrade(connection)
-    except sqlite3.DatabaseError as error:
-        connection.close()
-        raise DatabaseUnusable(f"{path} cannot be used: {error}; put a backup in its place.") from error
+        if path != ":memory:":
+            Path(path).touch(mode=0o600, exist_ok=True)
+            os.chmod(path, 0o600)
+        connection = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+    except (OSError, sqlite3.Error) as error:
+        raise DatabaseUnusable(f"{path} cannot be used: {error}; is it a file of this user's?") from error
+    try:
+        _prepare(connection, path)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: Path | str) -> None:
+    """Look before anything is written: a file that cannot be used stays as it is."""
+    connection.row_factory = sqlite3.Row
+    try:
+        migrations.require_known(connection)
+        check = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+        if check != "ok":
+            raise DatabaseUnusable(f"{path} is damaged; put a backup in its place.")
+        for pragma in _PRAGMAS:
+            connection.execute(pragma)
+        migrations.upgrade(connection)
+    except migrations.NewerSchemaError as error:
+        raise DatabaseUnusable(f"{path} cannot be used: {error}.") from error
+    except sqlite3.DatabaseError as error:
+        raise DatabaseUnusable(f"{path} cannot be used: {error}; put a backup in its place.") from error
 
 
 class DataDirectoryLock:

@@ -20,7 +20,10 @@ FIND_BOUNDS = """
 SELECT (SELECT seq FROM events ORDER BY seq LIMIT 1) AS first, seq FROM sqlite_sequence WHERE name = 'events'
 """
 DELETE_OLD_EVENTS = """
-DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE time < :before ORDER BY seq LIMIT :limit)
+DELETE FROM events WHERE seq IN (SELECT seq FROM events
+    WHERE seq < coalesce(
+        (SELECT seq FROM events WHERE time >= :before ORDER BY seq LIMIT 1), 9223372036854775807)
+    ORDER BY seq LIMIT :limit)
 """
 
 

@@ -10,7 +10,7 @@ SCHEMA_VERSION = 1
 STEPS: Mapping[int, str] = {}
 
 
-class NewerSchema(sqlite3.DatabaseError):
+class NewerSchemaError(Exception):
     """The database was written by a newer vmd."""
 
 
@@ -22,11 +22,19 @@ def schema_sql() -> str:
     return (Path(__file__).parents[2] / "schema.sql").read_text("utf-8")
 
 
-def upgrade(connection: sqlite3.Connection) -> None:
-    """Bring the database to today's schema, each step in a transaction of its own."""
+def require_known(connection: sqlite3.Connection) -> int:
+    """Return the schema's version; raise NewerSchemaError for one that this vmd does not know."""
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > SCHEMA_VERSION:
-        raise NewerSchema(f"it has schema {version} of a newer vmd, this one knows {SCHEMA_VERSION}")
+        raise NewerSchemaError(
+            f"it has schema {version} of a newer vmd, this one knows {SCHEMA_VERSION}; install that again"
+        )
+    return version
+
+
+def upgrade(connection: sqlite3.Connection) -> None:
+    """Bring the database to today's schema, each step in a transaction of its own."""
+    version = require_known(connection)
     if version == 0:
         _apply(connection, schema_sql(), SCHEMA_VERSION)
         return

@@ -70,7 +70,7 @@ WHERE status IN ('pending', 'running', 'cancelling') AND not_before IS NOT NULL
 """
 _LIST = f"""
 SELECT {OPERATION_COLUMNS} FROM operations o
-WHERE {{scope}} AND (:after IS NULL OR o.id < :after)
+WHERE {{scope}} AND o.id < coalesce(:after, '~')
     AND (:types IS NULL OR o.type IN (SELECT value FROM json_each(:types)))
     AND (:statuses IS NULL OR o.status IN (SELECT value FROM json_each(:statuses)))
     AND (:actor IS NULL OR o.actor = :actor)

@@ -30,7 +30,7 @@ WHERE w.deleted_at IS NULL
 """
 FIND_WORKSPACE = f"{_SELECT} AND w.id = :id"
 _LIST = f"""
-{_SELECT} {{scope}} AND (:after IS NULL OR w.id < :after)
+{_SELECT} {{scope}} AND w.id < coalesce(:after, '~')
     AND (:name IS NULL OR w.name = :name)
     AND (:statuses IS NULL OR w.status IN (SELECT value FROM json_each(:statuses)))
     AND (:templates IS NULL OR w.template IN (SELECT value FROM json_each(:templates)))
