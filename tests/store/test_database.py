@@ -269,13 +269,6 @@ async def test_closing_waits_for_what_is_under_way(tmp_path: Path) -> None:
         assert other.execute("SELECT value FROM settings").fetchall() == [("b",)]
 
 
-def test_the_command_line_writes_without_a_loop(tmp_path: Path) -> None:
-    with closing(connect(tmp_path / "vm.db")) as connection:
-        database = Database(connection)
-        database.write_now(lambda tx: insert_setting(tx, "a", "b"))
-        assert database.write_now(lambda tx: find_setting(tx, "a")) == "b"
-
-
 @contextmanager
 def holder(directory: Path) -> Iterator[subprocess.Popen[str]]:
     """Run a process that tries to take the directory, says whether it did, and stays."""

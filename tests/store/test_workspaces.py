@@ -9,11 +9,11 @@ from attrs import evolve
 from vmd.model.account import Role, User
 from vmd.model.errors import ErrorCode, Refused
 from vmd.model.ids import IdFactory
-from vmd.model.operation import Operation, OperationStatus, OperationType
+from vmd.model.operation import Operation, OperationStatus, OperationType, Phase, Progress
 from vmd.model.workspace import POWERED, Health, Repo, Resources, Status, Workspace
 from vmd.store.accounts import find_user, insert_user
-from vmd.store.database import Transaction, connect
-from vmd.store.operations import insert_operation
+from vmd.store.database import Database, Transaction, connect
+from vmd.store.operations import find_job, insert_operation, update_job
 from vmd.store.workspaces import (
     Use,
     WorkspaceFilter,
@@ -361,3 +361,58 @@ def test_use_counts_machines_that_are_on_and_disks_of_all(tx: Transaction) -> No
 def test_one_who_has_nothing_uses_nothing(tx: Transaction) -> None:
     use = sum_use(tx, add_owner(tx, "ann"), POWERED)
     assert use == Use(workspaces=0, running=0, cpus=0, memory_mb=0, disk_mb=0)
+
+
+async def test_what_is_remembered_is_never_stale() -> None:
+    database = Database(connect(":memory:"))
+
+    def setup(tx: Transaction) -> Workspace:
+        return add_workspace(tx, add_owner(tx, "ann"))
+
+    made = await database.write(setup)
+
+    async def seen() -> Workspace:
+        found = await database.read(lambda tx: find_workspace(tx, made.id))
+        wanted = WorkspaceFilter(owner_id=made.owner_id)
+        listed = await database.read(lambda tx: list_workspaces(tx, wanted, None, 10))
+        fresh = await database.write(lambda tx: find_workspace(tx, made.id))  # writers remember nothing
+        assert found is not None
+        assert found == fresh == listed[0]
+        return found
+
+    first = await seen()
+    assert await seen() is first
+    await database.write(lambda tx: update_workspace(tx, evolve(first, description="changed")))
+    second = await seen()
+    assert second.description == "changed"
+    with pytest.raises(ZeroDivisionError):
+        await database.write(lambda tx: (update_workspace(tx, evolve(second, name="never")), 1 / 0))
+    assert (await seen()).name == second.name
+    await database.write(lambda tx: touch_workspace(tx, made.id))
+    assert (await seen()).last_activity_at > second.last_activity_at
+    await database.write(lambda tx: mark_health(tx, made.provider, Health.UNREACHABLE))
+    assert (await seen()).health is Health.UNREACHABLE
+
+    def hold(tx: Transaction) -> Operation:
+        current = find_workspace(tx, made.id)
+        assert current is not None
+        operation = add_operation(tx, current)
+        update_workspace(tx, evolve(current, current_operation=operation))
+        return operation
+
+    operation = await database.write(hold)
+    assert (await seen()).current_operation is not None
+
+    def progress(tx: Transaction) -> None:
+        job = find_job(tx, operation.id)
+        assert job is not None
+        moved = evolve(job.operation, progress=Progress(phase=Phase.CLONE, message="half way"))
+        update_job(tx, evolve(job, operation=moved))
+
+    await database.write(progress)
+    current = (await seen()).current_operation
+    assert current is not None
+    assert current.progress.message == "half way"
+    await database.write(lambda tx: delete_workspace(tx, made.id))
+    assert await database.read(lambda tx: find_workspace(tx, made.id)) is None
+    await database.close()

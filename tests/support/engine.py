@@ -29,6 +29,7 @@ class PrivateEngine:
 
     async def start(self) -> None:
         """Run it until it answers."""
+        await self._until_apart()
         directory = self._directory
         # Where nothing reaps orphans, a killed engine's containerd stays as a zombie that counts as running.
         for pid_file in (directory / "pid", directory / "exec" / "containerd" / "containerd.pid"):
@@ -48,6 +49,14 @@ class PrivateEngine:
             while self.docker("version", check=False).returncode != 0:
                 assert self._dockerd.poll() is None, (directory / "log").read_text()
                 await asyncio.sleep(0.1)
+
+    async def _until_apart(self) -> None:
+        """Wait until the namespaces are its own: an engine that ran in the host's would undo its network."""
+        async with asyncio.timeout(START_SECONDS):
+            for kind in ("net", "mnt"):
+                ours = f"/proc/self/ns/{kind}"
+                while os.path.samefile(f"/proc/{self._namespaces.pid}/ns/{kind}", ours):  # noqa: ASYNC240
+                    await asyncio.sleep(0.01)
 
     def docker(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run the engine's command line."""

@@ -6,7 +6,9 @@ import re
 import time
 from collections.abc import Collection
 from datetime import UTC, datetime
+from functools import lru_cache
 from ipaddress import ip_address
+from random import Random
 from urllib.parse import unquote
 
 import structlog
@@ -64,48 +66,55 @@ class Gate:
         host = "" if match is None else match[1].lower()
         if host in self._hosts:
             return
-        try:
-            ip_address(host.strip("[]"))
-        except ValueError:
+        if not _is_address(host):
             raise Refused(
                 ErrorCode.FORBIDDEN,
                 f"This daemon does not answer to '{host}'; an administrator can add it to http.hosts.",
-            ) from None
+            )
+
+
+@lru_cache(maxsize=256)
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def make_middleware(gate: Gate) -> Middleware:
     """Return the one middleware, in the order in which its parts must go."""
-    ids = IdFactory()
+    ids = IdFactory(randbelow=Random().randrange)  # noqa: S311 - request ids keep no secret, and are many
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         request_id = request[REQUEST_ID] = ids.new("req")
         started = time.monotonic()
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            try:
-                actor = await gate.admit(request)
-                if actor is not None:
-                    request[ACTOR] = actor
-                response = await handler(request)
-            except Refused as error:
-                response = _problem(request, error)
-            except web.HTTPException as error:
-                response = _problem(request, _refused_of(request, error))
-            except ConnectionError:
-                raise
-            except Exception:
-                log.exception("a request failed", method=request.method, path=request.path[:256])
-                response = _problem(request, Refused(ErrorCode.INTERNAL, _INTERNAL))
-            if request.method != "GET" or response.status >= 500:
-                log.info(
-                    "request",
-                    method=request.method,
-                    path=request.path[:256],
-                    status=response.status,
-                    seconds=round(time.monotonic() - started, 4),
-                    actor=None if ACTOR not in request else request[ACTOR].name,
-                )
-            return response
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        try:
+            actor = await gate.admit(request)
+            if actor is not None:
+                request[ACTOR] = actor
+            response = await handler(request)
+        except Refused as error:
+            response = _problem(request, error)
+        except web.HTTPException as error:
+            response = _problem(request, _refused_of(request, error))
+        except ConnectionError:
+            raise
+        except Exception:
+            log.exception("a request failed", method=request.method, path=request.path[:256])
+            response = _problem(request, Refused(ErrorCode.INTERNAL, _INTERNAL))
+        if request.method != "GET" or response.status >= 500:
+            log.info(
+                "request",
+                method=request.method,
+                path=request.path[:256],
+                status=response.status,
+                seconds=round(time.monotonic() - started, 4),
+                actor=None if ACTOR not in request else request[ACTOR].name,
+            )
+        return response
 
     return middleware
 

@@ -87,8 +87,7 @@ class Connection:
     workdir: str
 
 
-# Not slotted, as Workspace is not: a list page makes fifty.
-@frozen(kw_only=True, slots=False)
+@frozen(kw_only=True)
 class WorkspaceView:
     """A workspace."""
 
@@ -124,7 +123,7 @@ class WorkspaceView:
     tunnels: tuple[Tunnel, ...]
 
 
-@frozen(kw_only=True, slots=False)
+@frozen(kw_only=True)
 class PlannedWorkspace(WorkspaceView):
     """A workspace as it would be, and its owner's quota without it."""
 
@@ -223,7 +222,7 @@ class WorkspaceHandlers:
         once = await read_once(request)
         if query.dry_run:
             plan = await self._workspaces.plan(request[ACTOR], wanted)
-            return respond(PlannedWorkspace(**_shown(plan.workspace), quota=plan.quota))
+            return respond(view(plan.workspace) | {"quota": plan.quota})
         return accepted(await self._workspaces.create(request[ACTOR], wanted, once))
 
     @docs(tags=_TAGS, summary="List workspaces")
@@ -377,25 +376,21 @@ def accepted(operation: Operation) -> web.Response:
     return respond(operation, 200 if nothing_to_do else 202, headers)
 
 
-def view(workspace: Workspace) -> WorkspaceView:
-    """Return a workspace as clients see it."""
-    return WorkspaceView(**_shown(workspace))
+_HIDDEN = tuple({f.name for f in fields(Workspace)} - {f.name for f in fields(WorkspaceView)})
 
 
-_SAME = tuple(
-    field.name for field in fields(WorkspaceView) if field.name in {f.name for f in fields(Workspace)}
-)
-
-
-def _shown(workspace: Workspace) -> dict[str, Any]:
-    shown = {name: getattr(workspace, name) for name in _SAME}
+def view(workspace: Workspace) -> dict[str, Any]:
+    """Return the members of a WorkspaceView; as they are, since making fifty of those costs a list dear."""
+    shown = vars(workspace).copy()
+    for name in _HIDDEN:
+        del shown[name]
     shown["allowed_actions"] = workspace.allowed_actions
-    shown["connection"] = Connection(
-        shell=None,
-        events=f"/ws/workspaces/{workspace.id}/events",
-        address=workspace.address,
-        workdir=WORKDIR,
-    )
+    shown["connection"] = {  # a Connection
+        "shell": None,
+        "events": f"/ws/workspaces/{workspace.id}/events",
+        "address": workspace.address,
+        "workdir": WORKDIR,
+    }
     shown["tunnels"] = ()
     return shown
 

@@ -39,9 +39,14 @@ class IdFactory:
         return f"{prefix}-{_base36(self._last_ms, _TIME_DIGITS)}{_base36(self._last_random, _RANDOM_DIGITS)}"
 
 
+_PAIRS = tuple(high + low for high in _DIGITS for low in _DIGITS)
+
+
 def _base36(number: int, width: int) -> str:
-    digits = []
-    for _ in range(width):
-        number, digit = divmod(number, 36)
-        digits.append(_DIGITS[digit])
-    return "".join(reversed(digits))
+    """Return the last `width` digits, two at a time."""
+    pairs = []
+    for _ in range((width + 1) // 2):
+        number, pair = divmod(number, len(_PAIRS))
+        pairs.append(_PAIRS[pair])
+    pairs.reverse()
+    return "".join(pairs)[-width:]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
+from functools import cache
 from typing import Annotated
 
 from attrs import field, frozen
@@ -340,13 +341,22 @@ def allowed_actions(
     status: Status, current: Operation | None, *, has_machine: bool = True
 ) -> tuple[Action, ...]:
     """Return what may be asked of a workspace in this state; delete always."""
+    if current is None:
+        return _allowed(status, None, False, has_machine)
+    return _allowed(status, current.type, current.may_cancel, has_machine)
+
+
+@cache
+def _allowed(
+    status: Status, current: OperationType | None, may_cancel: bool, has_machine: bool
+) -> tuple[Action, ...]:
     actions = set(_ACTIONS[status])
     if status is Status.FAILED and not has_machine:
         actions.discard(Action.START)
-    if current is None or not current.may_cancel:
+    if not may_cancel:
         actions.discard(Action.CANCEL)
     if current is not None:
-        actions &= {Action.CANCEL, *_PREEMPTING.get(current.type, ())}
+        actions &= {Action.CANCEL, *_PREEMPTING.get(current, ())}
     return tuple(action for action in Action if action in actions or action is Action.DELETE)
 
 

@@ -29,8 +29,14 @@ FROM workspaces w JOIN users u ON u.id = w.owner_id LEFT JOIN operations o ON o.
 WHERE w.deleted_at IS NULL
 """
 FIND_WORKSPACE = f"{_SELECT} AND w.id = :id"
+# Whatever changes a workspace's columns changes one of these too.
+_STAMPS = """
+SELECT w.id, w.version, w.last_activity_at, w.current_operation FROM workspaces w WHERE w.deleted_at IS NULL
+"""
+FIND_STAMP = f"{_STAMPS} AND w.id = :id"
+FIND_MANY = f"{_SELECT} AND w.id IN (SELECT value FROM json_each(:ids))"
 _LIST = f"""
-{_SELECT} {{scope}} AND w.id < coalesce(:after, '~')
+{_STAMPS} {{scope}} AND w.id < coalesce(:after, '~')
     AND (:name IS NULL OR w.name = :name)
     AND (:statuses IS NULL OR w.status IN (SELECT value FROM json_each(:statuses)))
     AND (:templates IS NULL OR w.template IN (SELECT value FROM json_each(:templates)))
@@ -113,8 +119,11 @@ class Use:
 
 def find_workspace(tx: Transaction, workspace_id: str) -> Workspace | None:
     """Return a workspace unless it is gone."""
-    row = tx.execute(FIND_WORKSPACE, {"id": workspace_id}).fetchone()
-    return None if row is None else _workspace(row)
+    if tx.memory is None:
+        row = tx.execute(FIND_WORKSPACE, {"id": workspace_id}).fetchone()
+        return None if row is None else _workspace(row)
+    found = _stamped(tx, tx.execute(FIND_STAMP, {"id": workspace_id}).fetchall())
+    return found[0] if found else None
 
 
 def list_workspaces(
@@ -132,7 +141,7 @@ def list_workspaces(
         "limit": limit,
     }
     sql = LIST_ALL if wanted.owner_id is None else LIST_OF_OWNER
-    return [_workspace(row) for row in tx.execute(sql, values)]
+    return _stamped(tx, tx.execute(sql, values).fetchall())
 
 
 def list_of_provider(tx: Transaction, provider: str) -> list[Workspace]:
@@ -188,6 +197,25 @@ def sum_use(tx: Transaction, owner_id: str, powered: frozenset[Status]) -> Use:
     """Return what an owner's workspaces use; `powered` are the statuses in which they use processors."""
     row = tx.execute(SUM_USE, {"owner_id": owner_id, "powered": encode(sorted(powered))}).fetchone()
     return Use(**dict(row))
+
+
+def _stamped(tx: Transaction, stamps: list[sqlite3.Row]) -> list[Workspace]:
+    """Return the workspaces of these stamps, made anew where they are not remembered."""
+    found: dict[str, Workspace] = {}
+    for identifier, *stamp in stamps:
+        known = None if tx.memory is None else tx.memory.recall(identifier, stamp)
+        if known is not None:
+            found[identifier] = known
+    missing = [row["id"] for row in stamps if row["id"] not in found]
+    if missing:
+        rows = tx.execute(FIND_MANY, {"ids": encode(missing)})
+        found.update((row["id"], _workspace(row)) for row in rows)
+        for identifier, *stamp in stamps:
+            made = found[identifier]
+            # An operation's progress changes without its workspace, so those are never remembered.
+            if tx.memory is not None and made.current_operation is None:
+                tx.memory.keep(identifier, stamp, made)
+    return [found[row["id"]] for row in stamps]
 
 
 def _mutable(workspace: Workspace) -> dict[str, Any]:

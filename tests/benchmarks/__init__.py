@@ -1,0 +1,1 @@
+"""How fast vmd is beside the bare parts it is made of: `python -m tests.benchmarks [SUBJECT ...]`."""
