@@ -9,7 +9,7 @@ from attrs import evolve
 from vmd.events import Hub, Lagged
 from vmd.model.account import Actor, Scope
 from vmd.model.errors import ErrorCode, Refused, not_found
-from vmd.model.event import EventType
+from vmd.model.event import Event, EventType
 from vmd.model.operation import Job, LogLine, Operation
 from vmd.model.page import Page
 from vmd.operations.queue import OperationQueue
@@ -68,23 +68,20 @@ class Operations:
         self, actor: Actor, operation_id: str, after: int, *, follow: bool
     ) -> AsyncIterator[tuple[LogLine, ...]]:
         """Yield batches of log lines; with `follow`, until the operation is final."""
-        await self.get(actor, operation_id)
         told = {EventType.OPERATION_LOG, EventType.OPERATION_FINISHED}
-        with self._hub.subscribe(
-            lambda event: event.operation_id == operation_id and event.type in told
-        ) as news:
-            while True:
-                operation = await self.get(actor, operation_id)
-                while lines := await self._read_logs(operation_id, after):
-                    yield lines
-                    after = lines[-1].seq
-                if operation.is_final or not follow:
-                    return
-                try:
-                    if await news.next() is None:
+
+        def concerns(event: Event) -> bool:
+            return event.operation_id == operation_id and event.type in told
+
+        while True:
+            with self._hub.subscribe(concerns) as news, suppress(Lagged):  # what was missed is in the books
+                while True:
+                    operation = await self.get(actor, operation_id)
+                    while lines := await self._read_logs(operation_id, after):
+                        yield lines
+                        after = lines[-1].seq
+                    if operation.is_final or not follow or await news.next() is None:
                         return
-                except Lagged:
-                    return
 
     async def cancel(self, actor: Actor, operation_id: str) -> Operation:
         """Record that an operation is to be cancelled, and return it as it stands then."""

@@ -102,9 +102,12 @@ class DockerProvider:
         """Make volume, network and container, or find those that an earlier try made."""
         base = f"vmd-{spec.workspace_id}"
         ref = f"{base}-{spec.operation_id}"
-        labels = {LABEL_INSTANCE: self._instance, LABEL_WORKSPACE: spec.workspace_id}
+        labels = {
+            LABEL_INSTANCE: self._instance,
+            LABEL_WORKSPACE: spec.workspace_id,
+            LABEL_OPERATION: spec.operation_id,
+        }
         await _both(self._create_volume(base, labels), self._create_network(base, labels))
-        labels[LABEL_OPERATION] = spec.operation_id
         body = container_body(spec, labels, volume=base, network=base, options=self._options)
         try:
             await self._engine.call("containers/create", "POST", data=body, params={"name": ref})
@@ -127,7 +130,7 @@ class DockerProvider:
                 "Name": name,
                 "Driver": "bridge",
                 "CheckDuplicate": True,
-                "Labels": {**labels, LABEL_OPERATION: ""},
+                "Labels": labels,
                 "IPAM": {"Config": [{"Subnet": subnet}]},
             }
             try:
