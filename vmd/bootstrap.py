@@ -26,6 +26,7 @@ from vmd.orchestrator.machines import Machines
 from vmd.orchestrator.operations import Operations
 from vmd.orchestrator.quota import Quotas
 from vmd.orchestrator.templates import load_catalogue
+from vmd.orchestrator.tickets import Tickets
 from vmd.orchestrator.workspaces import Workspaces
 from vmd.providers import PROVIDERS
 from vmd.providers.base import Provider
@@ -112,6 +113,7 @@ class Daemon:
             quotas=quotas,
             happenings=Happenings(self._database, self._hub),
             doctor=Doctor(self._database, providers, catalogue),
+            tickets=Tickets(),
             provider_status=machines.status,
         )
         control, control_path = bind_control_socket(self._data_dir)
@@ -240,6 +242,7 @@ def _retention(settings: Settings) -> Retention:
         warning_seconds=janitor.warning_seconds,
         operations_seconds=janitor.operations_seconds,
         events_seconds=janitor.events_seconds,
+        events_count=janitor.events_count,
     )
 
 

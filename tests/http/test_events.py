@@ -1,12 +1,17 @@
 import asyncio
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aiohttp
 import pytest
 
 from tests.support.house import House
+from vmd.model.account import SYSTEM
+from vmd.model.errors import Refused
 from vmd.model.event import EventType
+from vmd.orchestrator.tickets import Tickets
+from vmd.store.events import delete_surplus_events, find_bounds
 
 
 async def _take(socket: aiohttp.ClientWebSocketResponse, until: str) -> list[Any]:
@@ -142,3 +147,139 @@ async def test_sockets_close_as_going_away(house: House) -> None:
         assert message.type is aiohttp.WSMsgType.CLOSE
         assert socket.close_code == 4000
         await closing
+
+
+async def _stream(house: House, query: str = "", **headers: str) -> Any:
+    """Open the server-sent events; the caller reads and closes them."""
+    response = await house.api.session.get(f"/api/v1/events{query}", headers=headers)
+    assert response.status == 200, await response.text()
+    assert response.headers["Content-Type"] == "text/event-stream"
+    return response
+
+
+async def _take_sent(response: aiohttp.ClientResponse, until: str) -> list[dict[str, str]]:
+    """Return the server-sent events up to the first of this type, by field."""
+    events: list[dict[str, str]] = []
+    async with asyncio.timeout(10):
+        while not events or events[-1]["event"] != until:
+            fields: dict[str, str] = {}
+            while (line := (await response.content.readline()).decode().rstrip("\n")) != "":
+                name, _, value = line.partition(": ")
+                fields[name] = value
+            if "data" in fields:
+                events.append(fields)
+    return events
+
+
+async def test_server_sent_events_tell_the_same_story(house: House) -> None:
+    await house.api.make(name="one")
+    response = await _stream(house, "?after=0")
+    events = await _take_sent(response, "operation.finished")
+    assert [int(event["id"]) for event in events] == list(range(1, len(events) + 1))
+    assert [json.loads(event["data"])["type"] for event in events] == [event["event"] for event in events]
+    await house.api.make(name="two")
+    live = await _take_sent(response, "workspace.created")
+    assert json.loads(live[-1]["data"])["data"]["name"] == "two"
+    response.close()
+
+
+async def test_a_browser_that_comes_back_goes_on_after_its_last_event(house: House) -> None:
+    workspace = await house.api.make()
+    await house.api.make()
+    query = f"?after=0&workspace_id={workspace['id']}"
+    response = await _stream(house, query, **{"Last-Event-ID": "3"})
+    events = await _take_sent(response, "operation.finished")
+    assert int(events[0]["id"]) > 3
+    assert {json.loads(event["data"])["workspace_id"] for event in events} == {workspace["id"]}
+    response.close()
+
+
+async def test_a_last_event_that_is_no_longer_kept_gets_resync(house: House) -> None:
+    await house.api.make()
+    await house.daemon._database.write(lambda tx: tx.execute("DELETE FROM events WHERE seq < 5"))
+    response = await _stream(house, **{"Last-Event-ID": "1"})
+    [resync] = await _take_sent(response, "resync")
+    assert json.loads(resync["data"]) == {"type": "resync"}
+    response.close()
+
+
+async def test_a_quiet_stream_shows_that_it_lives(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmd.http.events.HEARTBEAT_SECONDS", 0.05)
+    response = await _stream(house)
+    async with asyncio.timeout(5):
+        assert await response.content.readline() == b":\n"
+    response.close()
+
+
+async def test_wrong_stream_requests_are_refused(house: House) -> None:
+    assert (await house.api.get("/events?workspace_id=ws-none")).status == 404
+    assert (await house.api.get("/events?after=x")).status == 400
+    assert (await house.api.get("/events", headers={"Last-Event-ID": "x"})).status == 400
+    stranger = await house.client(None)
+    assert (await stranger.get("/events")).status == 401
+
+
+async def test_a_stream_of_one_who_does_not_read_is_cut_off(house: House) -> None:
+    response = await _stream(house)
+    subscription = next(iter(house.daemon._hub._subscriptions))
+    subscription._backlog = 3
+
+    def flood(tx: Any) -> None:
+        for _ in range(10):
+            tx.emit(EventType.WORKSPACE_UPDATED, actor="test", owner_id=None, text="x")
+
+    await house.daemon._database.write(flood)
+    async with asyncio.timeout(5):
+        assert (await response.content.read()).count(b"data: ") == 3
+    assert house.daemon._hub._subscriptions == set()
+
+
+async def test_old_events_are_forgotten_by_count(house: House) -> None:
+    for _ in range(5):
+        await house.api.make()
+    before = await house.daemon._database.read(find_bounds)
+    await house.daemon._database.write(lambda tx: delete_surplus_events(tx, 10, 1000))
+    first, last = await house.daemon._database.read(find_bounds)
+    assert (first, last) == (before[1] - 9, before[1])
+
+
+async def test_a_ticket_opens_its_socket_once(house: House) -> None:
+    workspace = await house.api.make()
+    path = f"/ws/workspaces/{workspace['id']}/events"
+    made = await house.api.post("/ws-tickets", {"path": path})
+    assert made.status == 201
+    assert set(made.json) == {"ticket", "path", "expires_at"}
+    stranger = await house.client(None)
+    async with stranger.session.ws_connect(f"{path}?after=0&ticket={made.json['ticket']}") as socket:
+        assert json.loads(await socket.receive_str())["workspace_id"] == workspace["id"]
+    again = await stranger.get(f"{path}?ticket={made.json['ticket']}")
+    assert (again.status, again.json["code"]) == (401, "unauthenticated")
+
+
+async def test_a_ticket_is_good_for_its_path_and_caller_alone(house: House) -> None:
+    bob = await house.member("bob")
+    foreign = await house.api.make()
+    stranger = await house.client(None)
+
+    async def ticket(path: str) -> str:
+        secret: str = (await bob.post("/ws-tickets", {"path": path})).json["ticket"]
+        return secret
+
+    elsewhere = await stranger.get(f"/ws/events?ticket={await ticket('/ws/workspaces/x/events')}")
+    assert elsewhere.status == 401
+    path = f"/ws/workspaces/{foreign['id']}/events"
+    assert (await stranger.get(f"{path}?ticket={await ticket(path)}")).status == 404
+    assert (await stranger.get(f"/workspaces?ticket={await ticket('/ws/events')}")).status == 401
+    for path in ("/workspaces", "/ws/../api", "http://x/ws/events", ""):
+        assert (await bob.post("/ws-tickets", {"path": path})).status == 422
+
+
+def test_a_ticket_is_good_for_thirty_seconds() -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    tickets = Tickets(lambda: now)
+    early, late = (tickets.issue(SYSTEM, "/ws/events") for _ in range(2))
+    now += timedelta(seconds=29)
+    assert tickets.redeem(early.ticket, "/ws/events") is SYSTEM
+    now += timedelta(seconds=1)
+    with pytest.raises(Refused, match="too old"):
+        tickets.redeem(late.ticket, "/ws/events")

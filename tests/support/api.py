@@ -42,7 +42,7 @@ class Api:
         await self.session.close()
 
     async def call(self, method: str, path: str, **options: Any) -> Answer:
-        path = path if path.startswith(("/health", "/docs", "/ws", "/control")) else BASE + path
+        path = path if path.startswith(("/health", "/docs", "/ws/", "/control")) else BASE + path
         async with self.session.request(method, path, **options) as response:
             return Answer(status=response.status, headers=response.headers, text=await response.text())
 

@@ -47,6 +47,7 @@ class JanitorSettings:
     trash_grace_seconds: Seconds = 7 * DAY_SECONDS
     operations_seconds: Seconds = 30 * DAY_SECONDS
     events_seconds: Seconds = 30 * DAY_SECONDS
+    events_count: Annotated[int, Meta(ge=100, le=1_000_000_000)] = 1_000_000
 
 
 @frozen(kw_only=True)

@@ -20,6 +20,7 @@ from vmd.orchestrator.happenings import Happenings
 from vmd.orchestrator.lifetime import Lifetimes
 from vmd.orchestrator.operations import Operations
 from vmd.orchestrator.quota import Quotas
+from vmd.orchestrator.tickets import Tickets
 from vmd.orchestrator.workspaces import Workspaces
 
 BASE_PATH = "/api/v1"
@@ -37,6 +38,7 @@ class UseCases:
     quotas: Quotas
     happenings: Happenings
     doctor: Doctor
+    tickets: Tickets
     provider_status: Callable[[], dict[str, bool | None]]
 
 
@@ -44,9 +46,9 @@ def make_app(
     use_cases: UseCases, *, hosts: Collection[str], origins: Collection[str], control_path: str
 ) -> web.Application:
     """Return the application; on shutdown it refuses new requests and closes its sockets."""
-    gate = Gate(use_cases.accounts, hosts=hosts, control_path=control_path)
+    gate = Gate(use_cases.accounts, use_cases.tickets, hosts=hosts, control_path=control_path)
     app = web.Application(middlewares=[make_middleware(gate)], client_max_size=MAX_BODY_BYTES)
-    events = EventHandlers(use_cases.happenings, frozenset(origins))
+    events = EventHandlers(use_cases.happenings, use_cases.tickets, frozenset(origins))
     app.add_routes(_routes(use_cases, events))
     app.add_routes(ControlHandlers(gate, use_cases.doctor).routes())
     app.on_response_prepare.append(mark_response)
@@ -70,9 +72,10 @@ def make_specification() -> dict[str, Any]:
         quotas=nothing,
         happenings=nothing,
         doctor=nothing,
+        tickets=nothing,
         provider_status=dict,
     )
-    return specification(_routes(use_cases, EventHandlers(nothing, frozenset())), PUBLIC_PATHS)
+    return specification(_routes(use_cases, EventHandlers(nothing, nothing, frozenset())), PUBLIC_PATHS)
 
 
 def _routes(use_cases: UseCases, events: EventHandlers) -> list[web.RouteDef]:
@@ -80,10 +83,11 @@ def _routes(use_cases: UseCases, events: EventHandlers) -> list[web.RouteDef]:
         *WorkspaceHandlers(use_cases.workspaces, use_cases.lifetimes).routes(),
         *OperationHandlers(use_cases.operations).routes(),
         *AccountHandlers(use_cases.accounts, use_cases.quotas).routes(),
-        *events.routes(),  # sockets are found below the base path too
+        *events.routes(),
+        *events.socket_routes(),
     ]
     return [
         *ServiceHandlers(use_cases.provider_status, make_specification).routes(),
         *(evolve(route, path=BASE_PATH + route.path) for route in below_base),
-        *events.routes(),
+        *events.socket_routes(),
     ]

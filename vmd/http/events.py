@@ -1,6 +1,8 @@
-"""Events over WebSockets."""
+"""Events over WebSockets, and as server-sent events (WHATWG HTML, section 9.2)."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
 from typing import Annotated
 
 from aiohttp import web
@@ -8,39 +10,90 @@ from attrs import fields, frozen
 from msgspec import Meta
 
 from vmd.events import Lagged
-from vmd.http.wire import ACTOR, encode_json, read_query
+from vmd.http.openapi import docs, refuses, returns, takes
+from vmd.http.wire import ACTOR, encode_json, malformed, read_body, read_query, respond
+from vmd.http.workspaces import NoQuery
 from vmd.model.account import Actor
 from vmd.model.errors import ErrorCode, Refused
 from vmd.model.event import Event
 from vmd.orchestrator.happenings import Happenings, Resync
+from vmd.orchestrator.tickets import Ticket, Tickets
 
-HEARTBEAT_SECONDS = 30.0
+HEARTBEAT_SECONDS = 15.0
 SEND_SECONDS = 10.0  # a reader that takes longer for one frame is cut off
 CLOSE_SECONDS = 1.0
 MAX_FRAME_BYTES = 64 * 1024
+MAX_SEQ_DIGITS = 18
 CLOSE_GOING_AWAY = 4000
 CLOSE_TOO_SLOW = 4002
 CLOSE_WORKSPACE_GONE = 4004
 
+_TAGS = ["events"]
+_STREAM_DESCRIPTION = """\
+Server-sent events: first what was missed since `after`, then live. The id of each is its `seq`, so a
+browser's EventSource comes back where it stood. A first event `resync` says that some are no longer kept. A
+client that does not keep up is cut off. The WebSockets `/ws/events` and `/ws/workspaces/{id}/events` send the
+same, a JSON text frame an event.
+"""
+LAST_EVENT_ID = {
+    "in": "header",
+    "name": "Last-Event-ID",
+    "description": "What a browser sends when it comes back; counts in place of `after`.",
+    "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
+}
+
+
+After = Annotated[int, Meta(ge=0, description="the `seq` of the last event that is known")]
+
+
+@frozen(kw_only=True)
+class SocketQuery:
+    """The query of an event socket."""
+
+    after: After | None = None
+    ticket: Annotated[str, Meta(description="from POST /ws-tickets, in place of a credential")] | None = None
+
 
 @frozen(kw_only=True)
 class EventsQuery:
-    """The query of an event stream."""
+    """The query of the server-sent events."""
 
-    after: Annotated[int, Meta(ge=0, description="the `seq` of the last event that is known")] | None = None
+    after: After | None = None
+    workspace_id: str | None = None
+
+
+@frozen(kw_only=True)
+class NewTicket:
+    """A request for a ticket."""
+
+    path: Annotated[
+        str,
+        Meta(
+            pattern=r"^(/api/v1)?/ws/[A-Za-z0-9/_-]{1,200}$",
+            description="the path of a socket, such as /ws/events",
+        ),
+    ]
 
 
 class EventHandlers:
-    """The handlers of the event sockets."""
+    """The handlers of event streams."""
 
-    def __init__(self, happenings: Happenings, origins: frozenset[str]) -> None:
+    def __init__(self, happenings: Happenings, tickets: Tickets, origins: frozenset[str]) -> None:
         self._happenings = happenings
+        self._tickets = tickets
         self._origins = origins
         self._sockets: set[web.WebSocketResponse] = set()
         self._is_closing = False
 
     def routes(self) -> list[web.RouteDef]:
-        """Return the routes of the sockets, from the root."""
+        """Return the routes below the base path."""
+        return [
+            web.get("/events", self.stream, allow_head=False),
+            web.post("/ws-tickets", self.create_ticket),
+        ]
+
+    def socket_routes(self) -> list[web.RouteDef]:
+        """Return the routes of the sockets, which are found at the root and below the base path."""
         return [
             web.get("/ws/events", self.follow, allow_head=False),
             web.get("/ws/workspaces/{id}/events", self.follow, allow_head=False),
@@ -48,7 +101,7 @@ class EventHandlers:
 
     async def follow(self, request: web.Request) -> web.WebSocketResponse:
         """Send what was missed, then what happens, one JSON text frame an event."""
-        query = read_query(request, EventsQuery)
+        query = read_query(request, SocketQuery)
         workspace_id = request.match_info.get("id")
         self._require_origin(request)
         await self._happenings.require_visible(request[ACTOR], workspace_id)
@@ -72,6 +125,45 @@ class EventHandlers:
         if ending is not None:
             await _close_or_abort(request, socket, ending)
         return socket
+
+    @docs(
+        tags=_TAGS,
+        summary="Follow events",
+        description=_STREAM_DESCRIPTION,
+        parameters=[LAST_EVENT_ID],
+    )
+    @takes(query=EventsQuery)
+    @returns(200, str, "The stream.", content_type="text/event-stream")
+    @refuses(ErrorCode.NOT_FOUND)
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        """Send what was missed, then what happens, as server-sent events."""
+        query = read_query(request, EventsQuery)
+        after = _last_event_id(request, query.after)
+        actor = request[ACTOR]
+        await self._happenings.require_visible(actor, query.workspace_id)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        with suppress(Lagged, ConnectionError):
+            async with aclosing(self._happenings.follow(actor, query.workspace_id, after)) as events:
+                async for chunk in _with_heartbeat(events):
+                    await _write_or_abort(request, response, chunk)
+        return response
+
+    @docs(
+        tags=_TAGS,
+        summary="Get a ticket for a WebSocket",
+        description="For clients that can set neither header nor cookie: give it as the query parameter "
+        "`ticket`. It is good for one request to this path within 30 seconds, and kept nowhere, so "
+        "`Idempotency-Key` has no effect here.",
+    )
+    @takes(body=NewTicket, query=NoQuery)
+    @returns(201, Ticket, "The ticket.")
+    @refuses(ErrorCode.VALIDATION_FAILED)
+    async def create_ticket(self, request: web.Request) -> web.Response:
+        """Give out a ticket."""
+        read_query(request, NoQuery)
+        wanted = await read_body(request, NewTicket)
+        return respond(self._tickets.issue(request[ACTOR], wanted.path), 201)
 
     async def close(self) -> None:
         """Close every socket, since the daemon goes away."""
@@ -101,10 +193,10 @@ class EventHandlers:
     ) -> int:
         """Send events for as long as there are any; return why there are no more, as a close code."""
         try:
-            async for event in self._happenings.follow(actor, workspace_id, after):
-                frame = b'{"type":"resync"}' if isinstance(event, Resync) else _frame(event)
-                async with asyncio.timeout(SEND_SECONDS):
-                    await socket.send_str(frame.decode())
+            async with aclosing(self._happenings.follow(actor, workspace_id, after)) as events:
+                async for event in events:
+                    async with asyncio.timeout(SEND_SECONDS):
+                        await socket.send_str(_frame(event).decode())
         except (Lagged, TimeoutError):
             return CLOSE_TOO_SLOW
         except ConnectionError:
@@ -136,5 +228,51 @@ _REASONS = {
 _SHOWN = tuple(field.name for field in fields(Event) if field.name != "owner_id")
 
 
-def _frame(event: Event) -> bytes:
+def _frame(event: Event | Resync) -> bytes:
+    if isinstance(event, Resync):
+        return b'{"type":"resync"}'
     return encode_json({name: getattr(event, name) for name in _SHOWN})
+
+
+def _last_event_id(request: web.Request, after: int | None) -> int | None:
+    """Return where to go on: a browser that comes back says so in a header, which the URL cannot know of."""
+    text = request.headers.get("Last-Event-ID")
+    if text is None:
+        return after
+    if not (text.isascii() and text.isdecimal() and len(text) <= MAX_SEQ_DIGITS):
+        raise malformed("Last-Event-ID must be the `seq` of an event.")
+    return int(text)
+
+
+async def _with_heartbeat(events: AsyncIterator[Event | Resync]) -> AsyncIterator[bytes]:
+    """Yield events as they are sent, and a comment whenever there is none for a while."""
+    coming = asyncio.ensure_future(anext(events, None))
+    try:
+        while True:
+            await asyncio.wait({coming}, timeout=HEARTBEAT_SECONDS)
+            if not coming.done():
+                yield b":\n\n"
+                continue
+            event = coming.result()
+            if event is None:
+                return
+            frame = _frame(event)
+            if isinstance(event, Resync):
+                yield b"event: resync\ndata: " + frame + b"\n\n"
+            else:
+                yield f"id: {event.seq}\nevent: {event.type}\n".encode() + b"data: " + frame + b"\n\n"
+            coming = asyncio.ensure_future(anext(events, None))
+    finally:
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
+
+
+async def _write_or_abort(request: web.Request, response: web.StreamResponse, chunk: bytes) -> None:
+    """Write, but never wait for a reader that does not read."""
+    try:
+        async with asyncio.timeout(SEND_SECONDS):
+            await response.write(chunk)
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError from None

@@ -20,9 +20,11 @@ from vmd.model.account import Actor
 from vmd.model.errors import ErrorCode, Refused
 from vmd.model.ids import IdFactory
 from vmd.orchestrator.accounts import ADMIN_NAME, Accounts, unauthenticated
+from vmd.orchestrator.tickets import Tickets
 
 PUBLIC_PATHS = frozenset({"/health", "/health/ready"})
 DOCS_PATHS = ("/docs", "/api/v1/openapi.json")  # a browser may open these with the token as password
+SOCKET_PATHS = ("/ws/", "/api/v1/ws/")
 ACT_AS_HEADER = "Vmd-Act-As"
 NOT_READY_RETRY_SECONDS = 2
 _HOST = re.compile(r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?$")
@@ -34,8 +36,11 @@ log = structlog.get_logger()
 class Gate:
     """Lets requests in by their host and credential."""
 
-    def __init__(self, accounts: Accounts, *, hosts: Collection[str], control_path: str) -> None:
+    def __init__(
+        self, accounts: Accounts, tickets: Tickets, *, hosts: Collection[str], control_path: str
+    ) -> None:
         self._accounts = accounts
+        self._tickets = tickets
         self._hosts = frozenset(hosts) | _ALWAYS_HOSTS
         self._control_path = control_path
         self.is_closing = False
@@ -53,6 +58,8 @@ class Gate:
                 "vmd is shutting down; try again soon.",
                 retry_after_seconds=NOT_READY_RETRY_SECONDS,
             )
+        if "ticket" in request.query and request.path.startswith(SOCKET_PATHS):
+            return self._tickets.redeem(request.query["ticket"], request.path)
         return await self._accounts.authenticate(_secret(request), datetime.now(UTC))
 
     def is_local(self, request: web.Request) -> bool:

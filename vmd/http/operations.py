@@ -1,5 +1,6 @@
 """Operations over HTTP."""
 
+from contextlib import aclosing
 from typing import Annotated
 
 from aiohttp import web
@@ -121,8 +122,10 @@ class OperationHandlers:
         await self._operations.get(actor, operation_id)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        async for lines in self._operations.logs(actor, operation_id, query.after, follow=query.follow):
-            await response.write(b"".join(encode_json(line) + b"\n" for line in lines))
+        batches = self._operations.logs(actor, operation_id, query.after, follow=query.follow)
+        async with aclosing(batches):
+            async for lines in batches:
+                await response.write(b"".join(encode_json(line) + b"\n" for line in lines))
         await response.write_eof()
         return response
 

@@ -1,6 +1,6 @@
 """Events for those who may hear them: what was missed, then live, without a gap or a repeat."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from vmd.events import Hub
 from vmd.model.account import Actor, Scope
@@ -31,7 +31,7 @@ class Happenings:
 
     async def follow(
         self, actor: Actor, workspace_id: str | None, after: int | None
-    ) -> AsyncIterator[Event | Resync]:
+    ) -> AsyncGenerator[Event | Resync, None]:
         """Yield events after number `after`, from now on for None; end after a workspace's deletion.
 
         Raises Lagged when the caller takes them too slowly.

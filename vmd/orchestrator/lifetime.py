@@ -24,7 +24,7 @@ from vmd.store.clocks import (
     mark_warned,
 )
 from vmd.store.database import Database, Transaction
-from vmd.store.events import delete_old_events
+from vmd.store.events import delete_old_events, delete_surplus_events
 from vmd.store.idempotency import delete_old_answers
 from vmd.store.operations import delete_finished
 from vmd.store.workspaces import WorkspaceFilter, find_workspace, list_workspaces
@@ -44,6 +44,7 @@ class Retention:
     warning_seconds: int = 600  # before a clock fires
     operations_seconds: int = 30 * 24 * 3600
     events_seconds: int = 30 * 24 * 3600
+    events_count: int = 1_000_000
 
 
 @frozen(kw_only=True)
@@ -118,6 +119,7 @@ class Lifetimes:
         retention = self._retention
         delete_finished(tx, timedelta(seconds=retention.operations_seconds), MAX_FORGOTTEN_PER_SWEEP)
         delete_old_events(tx, timedelta(seconds=retention.events_seconds), MAX_FORGOTTEN_PER_SWEEP)
+        delete_surplus_events(tx, retention.events_count, MAX_FORGOTTEN_PER_SWEEP)
         delete_old_answers(tx)
         return fired + again
 

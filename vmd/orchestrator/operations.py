@@ -1,7 +1,7 @@
 """Operations as their owners see them: list, get, wait, read the log, cancel."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 
 from attrs import evolve
@@ -66,7 +66,7 @@ class Operations:
 
     async def logs(
         self, actor: Actor, operation_id: str, after: int, *, follow: bool
-    ) -> AsyncIterator[tuple[LogLine, ...]]:
+    ) -> AsyncGenerator[tuple[LogLine, ...], None]:
         """Yield batches of log lines; with `follow`, until the operation is final."""
         told = {EventType.OPERATION_LOG, EventType.OPERATION_FINISHED}
 

@@ -25,6 +25,10 @@ DELETE FROM events WHERE seq IN (SELECT seq FROM events
         (SELECT seq FROM events WHERE time >= :before ORDER BY seq LIMIT 1), 9223372036854775807)
     ORDER BY seq LIMIT :limit)
 """
+DELETE_SURPLUS_EVENTS = """
+DELETE FROM events WHERE seq IN (SELECT seq FROM events
+    WHERE seq <= (SELECT max(seq) FROM events) - :count ORDER BY seq LIMIT :limit)
+"""
 
 
 def list_events(
@@ -61,3 +65,8 @@ def find_bounds(tx: Transaction) -> tuple[int, int]:
 def delete_old_events(tx: Transaction, age: timedelta, limit: int) -> int:
     """Forget up to `limit` events older than `age`; return how many."""
     return tx.execute(DELETE_OLD_EVENTS, {"before": millis(tx.now - age), "limit": limit}).rowcount
+
+
+def delete_surplus_events(tx: Transaction, count: int, limit: int) -> int:
+    """Forget up to `limit` events, the oldest, beyond the last `count`; return how many."""
+    return tx.execute(DELETE_SURPLUS_EVENTS, {"count": count, "limit": limit}).rowcount
