@@ -5,8 +5,9 @@ import re
 from typing import Any
 from urllib.parse import quote
 
+from vmd.cli.client import request
 from vmd.cli.failure import Failure
-from vmd.cli.local import call
+from vmd.cli.local import with_local_daemon
 from vmd.cli.settings import add_arguments, data_dir_of, load_settings
 from vmd.model.account import Role, Scope
 
@@ -52,7 +53,9 @@ def _command(commands: Any, name: str, text: str, run: Any) -> argparse.Argument
 def _call(given: argparse.Namespace, method: str, path: str, body: Any = None) -> Any:
     settings = load_settings(given).settings
     user = getattr(given, "user", "admin")
-    return call(settings, data_dir_of(given), method, path, body, user=user)
+    return with_local_daemon(
+        settings, data_dir_of(given), user, lambda endpoint: request(endpoint, method, path, body)
+    )
 
 
 def _list(given: argparse.Namespace, path: str) -> list[Any]:

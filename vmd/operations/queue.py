@@ -158,6 +158,7 @@ class OperationQueue:
                     await report.flush()
                     if settle is not None and await self._finish(job, settle):
                         return
+                await report.flush()
             except ProviderUnavailable as error:
                 await report.flush()
                 await self._postpone(job, str(error))
