@@ -1,7 +1,6 @@
 """Workspaces over HTTP."""
 
-from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from aiohttp import web
 from attrs import fields, frozen
@@ -22,25 +21,19 @@ from vmd.http.wire import (
     respond,
     respond_page,
 )
-from vmd.model.errors import ErrorCode, Problem
+from vmd.http.workspace_view import PlannedWorkspace, WorkspacePage, WorkspaceStats, WorkspaceView, view
+from vmd.model.errors import ErrorCode
 from vmd.model.operation import Operation, OperationStatus
 from vmd.model.workspace import (
-    WORKDIR,
     Action,
     ActionRequest,
-    Health,
     NewWorkspace,
-    Repo,
-    Resources,
     Status,
-    Tunnel,
     Workspace,
     WorkspacePatch,
 )
 from vmd.orchestrator.lifetime import Lifetime, Lifetimes
-from vmd.orchestrator.quota import Quota
 from vmd.orchestrator.workspaces import Workspaces
-from vmd.providers.base import CpuStats, DiskStats, MemoryStats, NetworkStats, PidsStats
 from vmd.store.workspaces import WorkspaceFilter
 
 _TAGS = ["workspaces"]
@@ -75,79 +68,6 @@ _ACTION_CODES = (
     ErrorCode.VALIDATION_FAILED,
     ErrorCode.IDEMPOTENCY_MISMATCH,
 )
-
-
-@frozen(kw_only=True)
-class Connection:
-    """How to reach a workspace; null where it cannot be reached that way now."""
-
-    shell: str | None
-    events: str
-    address: str | None
-    workdir: str
-
-
-@frozen(kw_only=True)
-class WorkspaceView:
-    """A workspace."""
-
-    id: str
-    name: str
-    description: str
-    owner: str
-    status: Status
-    health: Health
-    version: int
-    template: str
-    provider: str
-    node: str
-    repo: Repo | None
-    resources: Resources
-    env: dict[str, str]
-    labels: dict[str, str]
-    provisioning: tuple[str, ...]
-    plugins: tuple[str, ...]
-    ports: tuple[int, ...]
-    pinned: bool
-    ttl_seconds: int | None
-    expires_at: datetime | None
-    idle_timeout_seconds: int | None
-    last_activity_at: datetime
-    created_at: datetime
-    updated_at: datetime
-    started_at: datetime | None
-    current_operation: Operation | None
-    last_error: Problem | None
-    allowed_actions: tuple[Action, ...]
-    connection: Connection
-    tunnels: tuple[Tunnel, ...]
-
-
-@frozen(kw_only=True)
-class PlannedWorkspace(WorkspaceView):
-    """A workspace as it would be, and its owner's quota without it."""
-
-    quota: Quota
-
-
-@frozen(kw_only=True)
-class WorkspacePage:
-    """Workspaces, newest first."""
-
-    items: tuple[WorkspaceView, ...]
-    next_cursor: str | None
-
-
-@frozen(kw_only=True)
-class WorkspaceStats:
-    """What a workspace's machine uses."""
-
-    time: datetime
-    cpu: CpuStats
-    memory: MemoryStats
-    pids: PidsStats
-    network: NetworkStats
-    disk: DiskStats
 
 
 @frozen(kw_only=True)
@@ -374,25 +294,6 @@ def accepted(operation: Operation) -> web.Response:
     nothing_to_do = operation.status is OperationStatus.SUCCEEDED and operation.result == {"changed": False}
     headers = {"Location": f"/api/v1/operations/{operation.id}"}
     return respond(operation, 200 if nothing_to_do else 202, headers)
-
-
-_HIDDEN = tuple({f.name for f in fields(Workspace)} - {f.name for f in fields(WorkspaceView)})
-
-
-def view(workspace: Workspace) -> dict[str, Any]:
-    """Return the members of a WorkspaceView; as they are, since making fifty of those costs a list dear."""
-    shown = vars(workspace).copy()
-    for name in _HIDDEN:
-        del shown[name]
-    shown["allowed_actions"] = workspace.allowed_actions
-    shown["connection"] = {  # a Connection
-        "shell": None,
-        "events": f"/ws/workspaces/{workspace.id}/events",
-        "address": workspace.address,
-        "workdir": WORKDIR,
-    }
-    shown["tunnels"] = ()
-    return shown
 
 
 def _etag(workspace: Workspace) -> str:

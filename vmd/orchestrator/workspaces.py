@@ -8,17 +8,14 @@ from attrs import evolve, frozen
 from msgspec import UNSET
 
 from vmd.model.account import Actor, Scope
-from vmd.model.errors import ErrorCode, Refused, invalid_value
+from vmd.model.errors import ErrorCode, Refused
 from vmd.model.event import EventType
-from vmd.model.names import made_up_name
 from vmd.model.operation import Operation, OperationType
 from vmd.model.page import Page
-from vmd.model.template import Template
 from vmd.model.workspace import (
     Action,
     ActionRequest,
     NewWorkspace,
-    Resources,
     Status,
     Workspace,
     WorkspacePatch,
@@ -33,16 +30,15 @@ from vmd.orchestrator.changes import (
     supersede,
 )
 from vmd.orchestrator.machines import Machines
-from vmd.orchestrator.permissions import get_workspace, require_scope, require_unconfined
+from vmd.orchestrator.permissions import get_workspace, require_scope
+from vmd.orchestrator.planning import Planner, name_taken
 from vmd.orchestrator.quota import Quota, Quotas
-from vmd.orchestrator.templates import Catalogue, merge_resources
+from vmd.orchestrator.templates import Catalogue
 from vmd.providers.base import ProviderError, ProviderUnavailable, Stats
 from vmd.store.database import Database, Transaction
 from vmd.store.idempotency import Once, answer_once
 from vmd.store.operations import find_job, update_job
 from vmd.store.workspaces import WorkspaceFilter, has_name, insert_workspace, list_workspaces
-
-MAX_NAME_TRIES = 20
 
 
 @frozen(kw_only=True)
@@ -68,24 +64,24 @@ class Workspaces:
         self._queue = queue
         self._machines = machines
         self._quotas = quotas
-        self._catalogue = catalogue
+        self._planner = Planner(machines, quotas, catalogue)
 
     async def plan(self, actor: Actor, wanted: NewWorkspace) -> Plan:
         """Return what `create` would make, or refuse as it would; nothing is made."""
-        resolved = self._resolve(actor, wanted)
+        resolved = self._planner.resolve(actor, wanted)
 
         def unit(tx: Transaction) -> Plan:
-            workspace = self._draft(tx, actor, wanted, resolved)
+            workspace = self._planner.draft(tx, actor, wanted, resolved)
             return Plan(workspace=workspace, quota=self._quotas.of_owner(tx, actor.user_id))
 
         return await self._database.read(unit)
 
     async def create(self, actor: Actor, wanted: NewWorkspace, once: Once | None = None) -> Operation:
         """Record a new workspace, with its quota reserved, and the operation that makes it."""
-        resolved = self._resolve(actor, wanted)
+        resolved = self._planner.resolve(actor, wanted)
 
         def make(tx: Transaction) -> Operation:
-            workspace = self._draft(tx, actor, wanted, resolved)
+            workspace = self._planner.draft(tx, actor, wanted, resolved)
             insert_workspace(tx, workspace, {name: wanted.env[name] for name in wanted.secrets})
             tx.emit(
                 EventType.WORKSPACE_CREATED,
@@ -231,87 +227,13 @@ class Workspaces:
             self._queue.interrupt(operation_id)
         self._queue.wake()
 
-    def _resolve(self, actor: Actor, wanted: NewWorkspace) -> "_Resolved":
-        """Return what a request leaves to the daemon, or refuse it with the place of what is wrong."""
-        require_scope(actor, Scope.WRITE)
-        require_unconfined(actor)
-        template = self._catalogue.resolve(wanted.template)
-        provider, node = self._machines.place(wanted.provider, wanted.node)
-        resources = merge_resources(template.resources, wanted.resources)
-        self._machines.require_capacity(provider, resources)
-        for place, plugin in enumerate(wanted.plugins):
-            raise invalid_value(f"/plugins/{place}", f"There is no plugin '{plugin}'; none is installed.")
-        for place, name in enumerate(wanted.secrets):
-            if name not in wanted.env:
-                raise invalid_value(f"/secrets/{place}", f"'{name}' is not among the names in env.")
-        ttl = template.ttl_seconds if wanted.ttl_seconds is UNSET else wanted.ttl_seconds
-        idle = (
-            template.idle_timeout_seconds
-            if wanted.idle_timeout_seconds is UNSET
-            else wanted.idle_timeout_seconds
-        )
-        self._quotas.require_ttl(ttl)
-        return _Resolved(
-            template=template,
-            provider=provider,
-            node=node,
-            resources=resources,
-            ttl_seconds=ttl,
-            idle_timeout_seconds=idle,
-        )
-
-    def _draft(self, tx: Transaction, actor: Actor, wanted: NewWorkspace, resolved: "_Resolved") -> Workspace:
-        template = resolved.template
-        self._quotas.require_another(tx, actor.user_id, resolved.resources)
-        ttl = resolved.ttl_seconds
-        return Workspace(
-            id=tx.new_id("ws"),
-            name=_free_name(tx, actor.user_id, wanted.name),
-            description=wanted.description,
-            owner_id=actor.user_id,
-            owner=actor.name,
-            status=Status.PENDING,
-            health=self._machines.health(resolved.provider),
-            version=1,
-            template=template.id,
-            provider=resolved.provider,
-            node=resolved.node,
-            image=template.image,
-            repo=wanted.repo,
-            resources=resolved.resources,
-            env={
-                name: value
-                for name, value in {**template.env, **wanted.env}.items()
-                if name not in wanted.secrets
-            },
-            secrets=tuple(sorted(set(wanted.secrets))),
-            labels=wanted.labels,
-            provisioning=(*template.provisioning, *wanted.provisioning),
-            plugins=wanted.plugins,
-            ports=template.ports if wanted.ports is None else wanted.ports,
-            pinned=wanted.pinned,
-            ttl_seconds=ttl,
-            expires_at=None if ttl is None else tx.now + timedelta(seconds=ttl),
-            idle_timeout_seconds=resolved.idle_timeout_seconds,
-            last_activity_at=tx.now,
-            created_at=tx.now,
-            updated_at=tx.now,
-            started_at=None,
-            trashed_at=None,
-            current_operation=None,
-            last_error=None,
-            provider_ref=None,
-            address=None,
-            is_cloned=False,
-        )
-
     def _changes(self, tx: Transaction, before: Workspace, patch: WorkspacePatch) -> dict[str, Any]:
         """Return the fields that a patch really changes, by name."""
         changes: dict[str, Any] = {}
         if patch.name is not UNSET:
             changes["name"] = patch.name
             if patch.name != before.name and has_name(tx, before.owner_id, str(patch.name)):
-                raise _name_taken(str(patch.name))
+                raise name_taken(str(patch.name))
         if patch.description is not UNSET:
             changes["description"] = patch.description or ""
         if patch.labels is not UNSET:
@@ -349,16 +271,6 @@ class Workspaces:
         return operation
 
 
-@frozen(kw_only=True)
-class _Resolved:
-    template: Template
-    provider: str
-    node: str
-    resources: Resources
-    ttl_seconds: int | None
-    idle_timeout_seconds: int | None
-
-
 _SATISFIED: Mapping[Action, Status] = {Action.START: Status.RUNNING, Action.STOP: Status.STOPPED}
 _LEADS_TO: Mapping[Action, Status] = {
     Action.START: Status.STARTING,
@@ -385,25 +297,6 @@ def _insist(tx: Transaction, current: Operation, force: bool) -> Operation:
     if force and not job.input.get("force"):
         update_job(tx, evolve(job, input={**job.input, "force": True}))
     return current
-
-
-def _name_taken(name: str) -> Refused:
-    return Refused(
-        ErrorCode.NAME_TAKEN,
-        f"You have a workspace called '{name}'; choose another name, or delete that one.",
-    )
-
-
-def _free_name(tx: Transaction, owner_id: str, wanted: str | None) -> str:
-    if wanted is not None:
-        if has_name(tx, owner_id, wanted):
-            raise _name_taken(wanted)
-        return wanted
-    for _ in range(MAX_NAME_TRIES):
-        name = made_up_name()
-        if not has_name(tx, owner_id, name):
-            return name
-    raise AssertionError("no made-up name is free")
 
 
 def _merge_labels(before: Mapping[str, str], patch: Any) -> dict[str, str]:

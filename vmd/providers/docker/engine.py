@@ -12,6 +12,7 @@ from aiodocker.exceptions import DockerError
 from aiohttp import ClientTimeout
 
 from vmd.providers.base import ProviderError, ProviderUnavailable
+from vmd.providers.docker.body import LABEL_INSTANCE
 
 CONTROL_CONNECTIONS = 32
 CONNECT_SECONDS = 5.0
@@ -19,6 +20,8 @@ READ_SECONDS = 15.0  # the longest a look at something may take
 ANSWER_SECONDS = 60.0  # and a change, waiting for a machine to stop not counted
 PING_SECONDS = 5.0
 QUIET_SECONDS = 10.0  # of silence on the event stream before the engine is asked whether it lives
+REMOVAL_TRIES = 150
+REMOVAL_PAUSE_SECONDS = 0.2
 _NO_CONNECTION = 900  # the status that aiodocker makes up
 NOT_FOUND = 404
 CONFLICT = 409
@@ -120,6 +123,29 @@ class Engine:
         ) as response:
             return await response.read()
 
+    async def find(self, path: str) -> Any:
+        """Return what the engine says of something, or None if it is not there."""
+        try:
+            return await self.call(path)
+        except DockerError as error:
+            if error.status == NOT_FOUND:
+                return None
+            raise ProviderError(f"The engine refused: {error.message}.") from None
+
+    async def remove(self, path: str, params: Mapping[str, Any] | None = None) -> None:
+        """Delete something at the engine until it is gone; "not there" is success."""
+        for _ in range(REMOVAL_TRIES):
+            try:
+                await self.call(path, "DELETE", params=params)
+                return
+            except DockerError as error:
+                if error.status == NOT_FOUND:
+                    return
+                if "in progress" not in str(error.message):
+                    raise ProviderError(f"The engine cannot remove {path}: {error.message}.") from None
+            await asyncio.sleep(REMOVAL_PAUSE_SECONDS)
+        raise ProviderError(f"The engine does not come to an end removing {path}.")
+
     async def ping(self) -> None:
         """Raise ProviderUnavailable unless the engine answers soon."""
         await self.call("version", timeout_seconds=PING_SECONDS)
@@ -162,3 +188,13 @@ class Engine:
             await client.close()
         for connector in self._connectors:
             await connector.close()
+
+
+def require_ours(instance: str, found: Any, what: str, name: str, inside: tuple[str, ...] = ()) -> None:
+    """Refuse to adopt a thing of our name that does not bear our label."""
+    for step in inside:
+        found = (found or {}).get(step)
+    if ((found or {}).get("Labels") or {}).get(LABEL_INSTANCE) != instance:
+        raise ProviderError(
+            f"There is a {what} {name} at the engine that is not this daemon's; remove or rename it."
+        )

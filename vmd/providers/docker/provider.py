@@ -10,16 +10,11 @@ from aiodocker.exceptions import DockerError
 from vmd.providers.base import (
     MACHINE_USER,
     Capacity,
-    CpuStats,
-    DiskStats,
     Execution,
     Holding,
     Machine,
     MachineSpec,
-    MemoryStats,
-    NetworkStats,
     Output,
-    PidsStats,
     Power,
     ProviderError,
     Stats,
@@ -34,7 +29,9 @@ from vmd.providers.docker.body import (
     secrets_file,
     with_secrets,
 )
-from vmd.providers.docker.engine import ANSWER_SECONDS, CONFLICT, NOT_FOUND, Engine
+from vmd.providers.docker.engine import ANSWER_SECONDS, CONFLICT, Engine, require_ours
+from vmd.providers.docker.networks import Networks
+from vmd.providers.docker.stats import read_stats
 from vmd.providers.docker.subnets import SubnetPool
 
 MAX_SUBNET_TRIES = 20
@@ -61,8 +58,7 @@ class DockerProvider:
         self._engine = Engine(url)
         self._instance = instance
         self._options = options or ContainerOptions()
-        self._subnets = SubnetPool(subnet_pool)
-        self._knows_subnets = False
+        self._networks = Networks(self._engine, instance, SubnetPool(subnet_pool))
 
     # What the host has.
 
@@ -80,7 +76,7 @@ class DockerProvider:
 
     async def has_image(self, image: str) -> bool:
         """Whether the engine has the image."""
-        return await self._find(f"images/{image}/json") is not None
+        return await self._engine.find(f"images/{image}/json") is not None
 
     async def pull(self, image: str, output: Output) -> None:
         """Have the engine fetch the image from its registry."""
@@ -107,58 +103,25 @@ class DockerProvider:
             LABEL_WORKSPACE: spec.workspace_id,
             LABEL_OPERATION: spec.operation_id,
         }
-        await _both(self._create_volume(base, labels), self._create_network(base, labels))
+        await _both(self._create_volume(base, labels), self._networks.create(base, labels))
         body = container_body(spec, labels, volume=base, network=base, options=self._options)
         try:
             await self._engine.call("containers/create", "POST", data=body, params={"name": ref})
         except DockerError as error:
             if error.status != CONFLICT:
                 raise ProviderError(f"The engine cannot make the machine: {error.message}.") from None
-            self._require_ours(await self._find(f"containers/{ref}/json"), "container", ref, ("Config",))
+            require_ours(
+                self._instance,
+                await self._engine.find(f"containers/{ref}/json"),
+                "container",
+                ref,
+                ("Config",),
+            )
         return ref
 
     async def _create_volume(self, name: str, labels: Mapping[str, str]) -> None:
         volume = await self._engine.call("volumes/create", "POST", data={"Name": name, "Labels": labels})
-        self._require_ours(volume, "volume", name)
-
-    async def _create_network(self, name: str, labels: Mapping[str, str]) -> None:
-        for _ in range(MAX_SUBNET_TRIES):
-            if not self._knows_subnets:
-                await self._learn_subnets()
-            subnet = self._subnets.take()
-            body = {
-                "Name": name,
-                "Driver": "bridge",
-                "CheckDuplicate": True,
-                "Labels": labels,
-                "IPAM": {"Config": [{"Subnet": subnet}]},
-            }
-            try:
-                await self._engine.call("networks/create", "POST", data=body)
-                return
-            except DockerError as error:
-                self._subnets.give_back(subnet)
-                if error.status != CONFLICT:
-                    raise ProviderError(f"The engine cannot make the network: {error.message}.") from None
-                self._require_ours(await self._find(f"networks/{name}"), "network", name)
-                return
-            except ProviderError as error:
-                # Somebody else's network lies there, and stays taken. Others may be new as well.
-                if "overlap" not in str(error).lower():
-                    self._subnets.give_back(subnet)
-                    raise
-                await self._learn_subnets()
-            except BaseException:
-                self._subnets.give_back(subnet)
-                raise
-        raise ProviderError("No free subnet was found for the workspace; check providers.docker.subnet_pool.")
-
-    async def _learn_subnets(self) -> None:
-        networks = await self._engine.call("networks")
-        for network in networks:
-            configs = (network.get("IPAM") or {}).get("Config") or []
-            self._subnets.learn(config["Subnet"] for config in configs if config.get("Subnet"))
-        self._knows_subnets = True
+        require_ours(self._instance, volume, "volume", name)
 
     async def start(self, ref: str, secrets: Mapping[str, str]) -> Machine:
         """Start the container, and hand it its secrets through memory."""
@@ -199,7 +162,7 @@ class DockerProvider:
 
     async def inspect(self, ref: str) -> Machine | None:
         """Return the container as a machine; one that is not labelled as ours is none."""
-        found = await self._find(f"containers/{ref}/json")
+        found = await self._engine.find(f"containers/{ref}/json")
         if found is None or found["Config"]["Labels"].get(LABEL_INSTANCE) != self._instance:
             return None
         state, labels = found["State"], found["Config"]["Labels"]
@@ -248,7 +211,7 @@ class DockerProvider:
 
     async def discard(self, ref: str) -> None:
         """Remove one container, running or not."""
-        await self._remove(f"containers/{ref}", {"force": 1, "v": 1})
+        await self._engine.remove(f"containers/{ref}", {"force": 1, "v": 1})
 
     async def destroy(self, workspace_id: str) -> None:
         """Remove everything that bears the workspace's label."""
@@ -257,31 +220,11 @@ class DockerProvider:
             await self.discard(container["Id"])
         networks, volumes = await asyncio.gather(self._list_networks(label), self._list_volumes(label))
         await asyncio.gather(
-            *(self._remove_network(network) for network in networks),
-            *(self._remove(f"volumes/{volume['Name']}", {"force": 1}) for volume in volumes),
+            *(self._networks.remove(network) for network in networks),
+            *(self._engine.remove(f"volumes/{volume['Name']}", {"force": 1}) for volume in volumes),
         )
         for image in await self._engine.call("images/json", params=self._filters(label)):
-            await self._remove(f"images/{image['Id']}", {"force": 1})
-
-    async def _remove_network(self, network: Mapping[str, Any]) -> None:
-        await self._remove(f"networks/{network['Id']}")
-        for config in (network.get("IPAM") or {}).get("Config") or []:
-            if config.get("Subnet"):
-                self._subnets.give_back(config["Subnet"])
-
-    async def _remove(self, path: str, params: Mapping[str, Any] | None = None) -> None:
-        """Delete something at the engine until it is gone; "not there" is success."""
-        for _ in range(REMOVAL_TRIES):
-            try:
-                await self._engine.call(path, "DELETE", params=params)
-                return
-            except DockerError as error:
-                if error.status == NOT_FOUND:
-                    return
-                if "in progress" not in str(error.message):
-                    raise ProviderError(f"The engine cannot remove {path}: {error.message}.") from None
-            await asyncio.sleep(REMOVAL_PAUSE_SECONDS)
-        raise ProviderError(f"The engine does not come to an end removing {path}.")
+            await self._engine.remove(f"images/{image['Id']}", {"force": 1})
 
     # What is there.
 
@@ -292,32 +235,7 @@ class DockerProvider:
             reading = await self._engine.call(f"containers/{ref}/stats", params={"stream": 0, "one-shot": 1})
         except DockerError as error:
             raise ProviderError(f"The engine has no figures of the machine: {error.message}.") from None
-        memory, pids = reading["memory_stats"], reading["pids_stats"]
-        if "usage" not in memory:
-            raise ProviderError("The machine is not running.")
-        details = memory.get("stats", {})  # named differently by cgroups v1 and v2
-        cache = details.get("total_inactive_file", details.get("inactive_file", 0))
-        traffic = (reading.get("networks") or {}).values()
-        disk = reading["blkio_stats"].get("io_service_bytes_recursive") or []
-        return Stats(
-            cpu=CpuStats(
-                usage_seconds=reading["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9,
-                limit_cpus=found["HostConfig"]["NanoCpus"] / 1e9,
-            ),
-            memory=MemoryStats(
-                usage_bytes=max(0, memory["usage"] - cache), limit_bytes=found["HostConfig"]["Memory"]
-            ),
-            pids=PidsStats(current=pids.get("current", 0), limit=found["HostConfig"]["PidsLimit"]),
-            network=NetworkStats(
-                rx_bytes=sum(network["rx_bytes"] for network in traffic),
-                tx_bytes=sum(network["tx_bytes"] for network in traffic),
-            ),
-            disk=DiskStats(
-                read_bytes=sum(entry["value"] for entry in disk if entry["op"].lower() == "read"),
-                write_bytes=sum(entry["value"] for entry in disk if entry["op"].lower() == "write"),
-                used_bytes=found.get("SizeRw"),
-            ),
-        )
+        return read_stats(found, reading)
 
     async def machines(self) -> Sequence[Machine]:
         """Return every container of this daemon, without exit codes and addresses."""
@@ -357,7 +275,7 @@ class DockerProvider:
         }
         async for event in self._engine.events(filters):
             if event is None:
-                self._knows_subnets = False
+                self._networks.forget()
                 yield None
             else:
                 yield event["Actor"]["Attributes"][LABEL_WORKSPACE]
@@ -365,15 +283,6 @@ class DockerProvider:
     async def close(self) -> None:
         """Close all connections to the engine."""
         await self._engine.close()
-
-    async def _find(self, path: str) -> Any:
-        """Return what the engine says of something, or None if it is not there."""
-        try:
-            return await self._engine.call(path)
-        except DockerError as error:
-            if error.status == NOT_FOUND:
-                return None
-            raise ProviderError(f"The engine refused: {error.message}.") from None
 
     async def _list_containers(self, label: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = await self._engine.call(
@@ -391,15 +300,6 @@ class DockerProvider:
 
     def _filters(self, label: str) -> dict[str, str]:
         return {"filters": json.dumps({"label": [f"{LABEL_INSTANCE}={self._instance}", label]})}
-
-    def _require_ours(self, found: Any, what: str, name: str, inside: tuple[str, ...] = ()) -> None:
-        """Refuse to adopt a thing of our name that does not bear our label."""
-        for step in inside:
-            found = (found or {}).get(step)
-        if ((found or {}).get("Labels") or {}).get(LABEL_INSTANCE) != self._instance:
-            raise ProviderError(
-                f"There is a {what} {name} at the engine that is not this daemon's; remove or rename it."
-            )
 
 
 async def _both(one: Coroutine[Any, Any, None], other: Coroutine[Any, Any, None]) -> None:

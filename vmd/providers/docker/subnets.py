@@ -13,30 +13,32 @@ class SubnetPool:
 
     def __init__(self, pool: str) -> None:
         self._pool = IPv4Network(pool)
-        self._taken: set[IPv4Network] = set()
-        self._others: list[IPv4Network] = []
+        self._used: set[IPv4Network] = set()  # by networks that there are
+        self._promised: set[IPv4Network] = set()  # to networks that are being made
 
     def learn(self, used: Iterable[str]) -> None:
-        """Take note of every subnet that the engine has."""
-        for text in used:
-            if ":" in text:
-                continue
-            network = IPv4Network(text, strict=False)
-            if network.prefixlen == PREFIX_LENGTH:
-                self._taken.add(network)
-            elif network.overlaps(self._pool):
-                self._others.append(network)
+        """Take note of the subnets that all networks of the engine have, and forget what was known."""
+        networks = (IPv4Network(text, strict=False) for text in used if ":" not in text)
+        self._used = {network for network in networks if network.overlaps(self._pool)}
 
     def take(self) -> str:
-        """Return a free subnet, which is taken from now on."""
+        """Return a free subnet, promised to the caller until it is kept or given back."""
+        taken = self._used | self._promised
+        others = [network for network in taken if network.prefixlen != PREFIX_LENGTH]
         for network in self._pool.subnets(new_prefix=PREFIX_LENGTH):
-            if network not in self._taken and not any(network.overlaps(other) for other in self._others):
-                self._taken.add(network)
+            if network not in taken and not any(network.overlaps(other) for other in others):
+                self._promised.add(network)
                 return str(network)
         raise ProviderError(
             f"All subnets of providers.docker.subnet_pool ({self._pool}) are in use; give a larger pool."
         )
 
+    def keep(self, subnet: str) -> None:
+        """Note that a network was made on a promised subnet, or that somebody else's is there."""
+        self._promised.discard(IPv4Network(subnet))
+        self._used.add(IPv4Network(subnet))
+
     def give_back(self, subnet: str) -> None:
         """Let a subnet be handed out again."""
-        self._taken.discard(IPv4Network(subnet))
+        self._promised.discard(IPv4Network(subnet))
+        self._used.discard(IPv4Network(subnet))

@@ -1,0 +1,136 @@
+"""Plans: a request for a workspace, with everything that it leaves to the daemon."""
+
+from datetime import timedelta
+
+from attrs import frozen
+from msgspec import UNSET
+
+from vmd.model.account import Actor, Scope
+from vmd.model.errors import ErrorCode, Refused, invalid_value
+from vmd.model.names import made_up_name
+from vmd.model.template import Template
+from vmd.model.workspace import NewWorkspace, Resources, Status, Workspace
+from vmd.orchestrator.machines import Machines
+from vmd.orchestrator.permissions import require_scope, require_unconfined
+from vmd.orchestrator.quota import Quotas
+from vmd.orchestrator.templates import Catalogue, merge_resources
+from vmd.store.database import Transaction
+from vmd.store.workspaces import has_name
+
+MAX_NAME_TRIES = 20
+
+
+@frozen(kw_only=True)
+class Resolved:
+    """What a request and its template leave no doubt about."""
+
+    template: Template
+    provider: str
+    node: str
+    resources: Resources
+    ttl_seconds: int | None
+    idle_timeout_seconds: int | None
+
+
+class Planner:
+    """Works out what a request asks for, or refuses it with the place of what is wrong."""
+
+    def __init__(self, machines: Machines, quotas: Quotas, catalogue: Catalogue) -> None:
+        self._machines = machines
+        self._quotas = quotas
+        self._catalogue = catalogue
+
+    def resolve(self, actor: Actor, wanted: NewWorkspace) -> Resolved:
+        """Return what a request leaves to the daemon, or refuse it with the place of what is wrong."""
+        require_scope(actor, Scope.WRITE)
+        require_unconfined(actor)
+        template = self._catalogue.resolve(wanted.template)
+        provider, node = self._machines.place(wanted.provider, wanted.node)
+        resources = merge_resources(template.resources, wanted.resources)
+        self._machines.require_capacity(provider, resources)
+        for place, plugin in enumerate(wanted.plugins):
+            raise invalid_value(f"/plugins/{place}", f"There is no plugin '{plugin}'; none is installed.")
+        for place, name in enumerate(wanted.secrets):
+            if name not in wanted.env:
+                raise invalid_value(f"/secrets/{place}", f"'{name}' is not among the names in env.")
+        ttl = template.ttl_seconds if wanted.ttl_seconds is UNSET else wanted.ttl_seconds
+        idle = (
+            template.idle_timeout_seconds
+            if wanted.idle_timeout_seconds is UNSET
+            else wanted.idle_timeout_seconds
+        )
+        self._quotas.require_ttl(ttl)
+        return Resolved(
+            template=template,
+            provider=provider,
+            node=node,
+            resources=resources,
+            ttl_seconds=ttl,
+            idle_timeout_seconds=idle,
+        )
+
+    def draft(self, tx: Transaction, actor: Actor, wanted: NewWorkspace, resolved: Resolved) -> Workspace:
+        """Return the workspace as it would be recorded in this transaction, within its owner's quota."""
+        template = resolved.template
+        self._quotas.require_another(tx, actor.user_id, resolved.resources)
+        ttl = resolved.ttl_seconds
+        return Workspace(
+            id=tx.new_id("ws"),
+            name=_free_name(tx, actor.user_id, wanted.name),
+            description=wanted.description,
+            owner_id=actor.user_id,
+            owner=actor.name,
+            status=Status.PENDING,
+            health=self._machines.health(resolved.provider),
+            version=1,
+            template=template.id,
+            provider=resolved.provider,
+            node=resolved.node,
+            image=template.image,
+            repo=wanted.repo,
+            resources=resolved.resources,
+            env={
+                name: value
+                for name, value in {**template.env, **wanted.env}.items()
+                if name not in wanted.secrets
+            },
+            secrets=tuple(sorted(set(wanted.secrets))),
+            labels=wanted.labels,
+            provisioning=(*template.provisioning, *wanted.provisioning),
+            plugins=wanted.plugins,
+            ports=template.ports if wanted.ports is None else wanted.ports,
+            pinned=wanted.pinned,
+            ttl_seconds=ttl,
+            expires_at=None if ttl is None else tx.now + timedelta(seconds=ttl),
+            idle_timeout_seconds=resolved.idle_timeout_seconds,
+            last_activity_at=tx.now,
+            created_at=tx.now,
+            updated_at=tx.now,
+            started_at=None,
+            trashed_at=None,
+            current_operation=None,
+            last_error=None,
+            provider_ref=None,
+            address=None,
+            is_cloned=False,
+        )
+
+
+def name_taken(name: str) -> Refused:
+    """Return the refusal of a name that the owner uses already."""
+    return Refused(
+        ErrorCode.NAME_TAKEN,
+        f"You have a workspace called '{name}'; choose another name, or delete that one.",
+    )
+
+
+def _free_name(tx: Transaction, owner_id: str, wanted: str | None) -> str:
+    if wanted is not None:
+        if has_name(tx, owner_id, wanted):
+            raise name_taken(wanted)
+        return wanted
+    for _ in range(MAX_NAME_TRIES):
+        name = made_up_name()
+        if not has_name(tx, owner_id, name):
+            return name
+    raise AssertionError("no made-up name is free")
