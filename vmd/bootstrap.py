@@ -5,6 +5,7 @@ import os
 import secrets
 import socket
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from aiohttp import web
 
 from vmd import __version__, systemd
 from vmd.config import Settings
-from vmd.events import Hub
+from vmd.events import Hub, Lagged
 from vmd.http.app import UseCases, make_app
 from vmd.janitor import sweep_for_ever
+from vmd.model.event import EventType
 from vmd.operations.queue import OperationQueue
 from vmd.orchestrator.accounts import Accounts, add_first_admin
 from vmd.orchestrator.doctor import Doctor
@@ -139,6 +141,7 @@ class Daemon:
         self._queue.start()
         for name in self._providers:
             self._spawn(self._machines.watch(name, self._queue.wake))
+        self._spawn(self._look_after_operations())
         self._spawn(sweep_for_ever(self._lifetimes, self._settings.janitor.interval_seconds))
         interval = systemd.watchdog_seconds()
         if interval is not None:
@@ -188,6 +191,15 @@ class Daemon:
             instance = secrets.token_hex(8)
             insert_setting(tx, "instance", instance)
         return instance
+
+    async def _look_after_operations(self) -> None:
+        """Have machines that changed during an operation looked at when it has ended."""
+        while True:
+            ended = self._hub.subscribe(lambda event: event.type is EventType.OPERATION_FINISHED)
+            with ended, suppress(Lagged):
+                while (event := await ended.next()) is not None:
+                    await self._machines.look_again([event.workspace_id or ""])
+                return
 
     async def _close_hub(self, _: web.Application) -> None:
         self._hub.close()

@@ -166,3 +166,36 @@ async def test_two_daemons_cannot_share_a_data_directory(process: Process, api: 
     assert second.returncode == 1
     assert "Another vmd uses" in second.stderr
     assert (await api.get("/health")).status == 200
+
+
+async def test_a_rebuild_after_a_failed_clone_keeps_what_is_there(api: Api) -> None:
+    created = (await api.post("/workspaces", {"repo": {"url": "http://127.0.0.1:9/x.git"}})).json
+    assert (await api.wait(created))["status"] == "failed"
+    path = f"/workspaces/{created['workspace_id']}"
+    await api.done(await api.post(f"{path}/actions/start"))
+    in_machine(created["workspace_id"], "sh", "-c", "echo my work >precious.txt")
+    rebuild = await api.wait((await api.post(f"{path}/actions/rebuild")).json)
+    assert "the workspace has files already" in rebuild["error"]["detail"]
+    assert in_machine(created["workspace_id"], "cat", "precious.txt") == "my work"
+
+
+async def test_force_does_not_wait_for_the_stop_that_it_takes_over_from(api: Api) -> None:
+    workspace = await api.make()
+    deaf = "trap '' TERM HUP; sleep 300"
+    command = ["docker", "exec", "-d", "-u", "1000", _container(workspace["id"]), "sh", "-c", deaf]
+    subprocess.run(command, check=True)
+    path = f"/workspaces/{workspace['id']}/actions/stop"
+    await asyncio.sleep(0.5)
+    gentle = (await api.post(path, {"timeout_seconds": 300})).json
+    await api.until_phase(gentle["id"], "stop")
+    await asyncio.sleep(0.5)
+    forced = await api.post(path, {"force": True})
+    async with asyncio.timeout(30):
+        await api.done(forced)
+    assert (await api.workspace(workspace["id"]))["status"] == "stopped"
+
+
+def _container(workspace_id: str) -> str:
+    label = f"label=vmd.workspace={workspace_id}"
+    command = ["docker", "ps", "-q", "--filter", label]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

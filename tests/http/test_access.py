@@ -1,5 +1,6 @@
 """Who is let in, and what they see."""
 
+import asyncio
 import base64
 from datetime import UTC, datetime, timedelta
 
@@ -168,3 +169,13 @@ async def test_the_control_socket_acts_as_any_user(house: House) -> None:
         assert (await local.get("/me", headers={"Vmd-Act-As": "nobody"})).status == 404
         assert (await local.post("/control/doctor")).json == {"findings": []}
     assert (house.data_dir / "control.sock").stat().st_mode & 0o777 == 0o600
+
+
+async def test_bytes_that_are_no_text_are_no_credential(house: House) -> None:
+    host, port = house.api.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET /api/v1/me HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n")
+    writer.write(b"Authorization: Bearer \xff\xfe\r\n\r\n")
+    assert (await reader.readline()).startswith(b"HTTP/1.1 401 ")
+    writer.close()
+    await writer.wait_closed()

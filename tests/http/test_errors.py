@@ -155,3 +155,16 @@ async def test_a_fault_inside_shows_nothing_of_itself(house: House) -> None:
     assert (answer.status, answer.json["code"]) == (500, "internal")
     assert "gone" not in answer.text
     assert "SELECT" not in answer.text
+
+
+async def test_a_body_full_of_errors_gets_a_short_answer(house: House) -> None:
+    for body in (
+        {"provisioning": [1] * 300_000},
+        {"ports": ["x"] * 200_000},
+        {"env": {f"{number}": 1 for number in range(50_000)}},
+        {f"unknown{number}": 1 for number in range(50_000)},
+    ):
+        answer = await house.api.post("/workspaces", body)
+        assert answer.status == 422
+        assert len(answer.json["errors"]) <= 20
+        assert len(answer.text) < 20_000

@@ -51,7 +51,8 @@ async def test_a_repository_is_cloned_and_provisioned_with_secrets(house: House)
     assert workspace["repo"] == {"url": URL, "branch": None, "commit": "a" * 40}
     operations = (await house.api.get("/operations", params={"workspace_id": workspace["id"]})).json["items"]
     lines = (await house.api.get(f"/operations/{operations[0]['id']}/logs")).text
-    assert '"value"' in lines
+    assert '"***"' in lines  # it was there to be echoed, and is not shown
+    assert '"value"' not in lines
     assert sorted(house.fake.host.files[workspace["id"]]) == ["README.md", "built"]
 
 
@@ -403,3 +404,47 @@ async def test_power_quota_is_checked_at_start(tmp_path: Path) -> None:
         await house.api.make()
         refused = await house.api.post(f"/workspaces/{first['id']}/actions/start")
         assert (refused.status, refused.json["code"]) == (403, "quota-exceeded")
+
+
+async def test_a_secret_is_hidden_in_the_reason_of_a_failure_too(house: House) -> None:
+    wanted = {"env": {"PW": "hunter22"}, "secrets": ["PW"], "provisioning": ["echo $PW", "nonesuch hunter22"]}
+    operation = await house.api.wait((await house.api.post("/workspaces", wanted)).json)
+    assert operation["status"] == "failed"
+    told = (await house.api.get(f"/operations/{operation['id']}/logs")).text + str(operation)
+    kept = await house.daemon._database.read(
+        lambda tx: [str(tuple(row)) for row in tx.execute("SELECT data FROM events")]
+    )
+    assert "hunter22" not in told.replace("nonesuch hunter22", "")
+    assert "hunter22" not in "".join(kept).replace("nonesuch hunter22", "")
+
+
+async def test_a_machine_that_dies_while_an_operation_holds_it_is_looked_at_afterwards(house: House) -> None:
+    await house.ready()
+    created = (await house.api.post("/workspaces", {"provisioning": ["sleep 0.3"]})).json
+    await house.api.until_phase(created["id"], "provision")
+    [ref] = house.fake.host.machines
+    house.fake.kill_machine(ref)
+    await house.api.wait(created)
+    await house.api.until(created["workspace_id"], status="stopped")
+
+
+async def test_labels_do_not_grow_without_end(house: House) -> None:
+    workspace = await house.api.make(labels={f"a{number}": "x" for number in range(60)})
+    more = {f"b{number}": "x" for number in range(5)}
+    answer = await house.api.patch(f"/workspaces/{workspace['id']}", {"labels": more})
+    assert (answer.status, answer.json["errors"][0]["pointer"]) == (422, "/labels")
+
+
+async def test_a_longest_lifetime_is_given_to_those_who_ask_for_none(tmp_path: Path) -> None:
+    async with open_house(tmp_path, quota__max_ttl_seconds=3600) as house:
+        assert (await house.api.make())["ttl_seconds"] == 3600
+        assert (await house.api.post("/workspaces", {"ttl_seconds": None})).status == 422
+        assert (await house.api.post("/workspaces", {"ttl_seconds": 7200})).status == 422
+
+
+async def test_one_owners_long_work_leaves_workers_to_others(tmp_path: Path) -> None:
+    async with open_house(tmp_path, operations__concurrency=4) as house:
+        bob = await house.member("bob")
+        for _ in range(6):
+            await house.api.post("/workspaces", {"provisioning": ["sleep 30"]})
+        await bob.make()

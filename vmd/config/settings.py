@@ -34,7 +34,7 @@ class LogSettings:
 class OperationSettings:
     """The workers."""
 
-    concurrency: Annotated[int, Meta(ge=1, le=1000)] = 8
+    concurrency: Annotated[int, Meta(ge=1, le=1000)] = 10
     deadlines: Deadlines = field(factory=Deadlines)
 
 

@@ -1,6 +1,7 @@
 """The application: all routes, behind the one middleware."""
 
 from collections.abc import Callable, Collection
+from functools import cache
 from typing import Any
 
 from aiohttp import web
@@ -49,7 +50,7 @@ def make_app(
     gate = Gate(use_cases.accounts, use_cases.tickets, hosts=hosts, control_path=control_path)
     app = web.Application(middlewares=[make_middleware(gate)], client_max_size=MAX_BODY_BYTES)
     events = EventHandlers(use_cases.happenings, use_cases.tickets, frozenset(origins))
-    app.add_routes(_routes(use_cases, events))
+    app.add_routes(_routes(use_cases, events, lambda: gate.is_closing))
     app.add_routes(ControlHandlers(gate, use_cases.doctor).routes())
     app.on_response_prepare.append(mark_response)
 
@@ -61,6 +62,7 @@ def make_app(
     return app
 
 
+@cache
 def make_specification() -> dict[str, Any]:
     """Return the OpenAPI document of all routes; nothing is started for it."""
     nothing: Any = None
@@ -78,10 +80,12 @@ def make_specification() -> dict[str, Any]:
     return specification(_routes(use_cases, EventHandlers(nothing, nothing, frozenset())), PUBLIC_PATHS)
 
 
-def _routes(use_cases: UseCases, events: EventHandlers) -> list[web.RouteDef]:
+def _routes(
+    use_cases: UseCases, events: EventHandlers, is_closing: Callable[[], bool] = lambda: False
+) -> list[web.RouteDef]:
     below_base = [
         *WorkspaceHandlers(use_cases.workspaces, use_cases.lifetimes).routes(),
-        *OperationHandlers(use_cases.operations).routes(),
+        *OperationHandlers(use_cases.operations, is_closing).routes(),
         *AccountHandlers(use_cases.accounts, use_cases.quotas).routes(),
         *events.routes(),
         *events.socket_routes(),

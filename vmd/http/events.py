@@ -11,7 +11,16 @@ from msgspec import Meta
 
 from vmd.events import Lagged
 from vmd.http.openapi import docs, refuses, returns, takes
-from vmd.http.wire import ACTOR, encode_json, malformed, read_body, read_query, respond
+from vmd.http.wire import (
+    ACTOR,
+    SEND_SECONDS,
+    encode_json,
+    malformed,
+    read_body,
+    read_query,
+    respond,
+    write_or_abort,
+)
 from vmd.http.workspaces import NoQuery
 from vmd.model.account import Actor
 from vmd.model.errors import ErrorCode, Refused
@@ -20,7 +29,6 @@ from vmd.orchestrator.happenings import Happenings, Resync
 from vmd.orchestrator.tickets import Ticket, Tickets
 
 HEARTBEAT_SECONDS = 15.0
-SEND_SECONDS = 10.0  # a reader that takes longer for one frame is cut off
 CLOSE_SECONDS = 1.0
 MAX_FRAME_BYTES = 64 * 1024
 MAX_SEQ_DIGITS = 18
@@ -146,7 +154,7 @@ class EventHandlers:
         with suppress(Lagged, ConnectionError):
             async with aclosing(self._happenings.follow(actor, query.workspace_id, after)) as events:
                 async for chunk in _with_heartbeat(events):
-                    await _write_or_abort(request, response, chunk)
+                    await write_or_abort(request, response, chunk)
         return response
 
     @docs(
@@ -265,14 +273,3 @@ async def _with_heartbeat(events: AsyncIterator[Event | Resync]) -> AsyncIterato
     finally:
         coming.cancel()
         await asyncio.gather(coming, return_exceptions=True)
-
-
-async def _write_or_abort(request: web.Request, response: web.StreamResponse, chunk: bytes) -> None:
-    """Write, but never wait for a reader that does not read."""
-    try:
-        async with asyncio.timeout(SEND_SECONDS):
-            await response.write(chunk)
-    except TimeoutError:
-        if request.transport is not None:
-            request.transport.abort()
-        raise ConnectionResetError from None

@@ -139,7 +139,7 @@ _INTERNAL = "vmd failed at this request; its log has the cause under the request
 def _secret(request: web.Request) -> str:
     header = request.headers.get("Authorization", "")
     scheme, _, value = header.partition(" ")
-    if scheme.lower() == "bearer" and value:
+    if scheme.lower() == "bearer" and value and value.isascii():
         return value.strip()
     if scheme.lower() == "basic" and request.path.startswith(DOCS_PATHS) and request.method == "GET":
         try:

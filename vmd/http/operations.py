@@ -1,5 +1,6 @@
 """Operations over HTTP."""
 
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import Annotated
 
@@ -18,12 +19,15 @@ from vmd.http.wire import (
     read_query,
     respond,
     respond_page,
+    write_or_abort,
 )
 from vmd.http.workspaces import NoQuery
 from vmd.model.errors import ErrorCode
 from vmd.model.operation import LogLine, Operation, OperationStatus, OperationType
 from vmd.orchestrator.operations import Operations
 from vmd.store.operations import OperationFilter
+
+LOOK_SECONDS = 5.0  # how often a wait looks whether its client is still there
 
 _TAGS = ["operations"]
 
@@ -66,8 +70,9 @@ class LogsQuery:
 class OperationHandlers:
     """The handlers of `/operations`."""
 
-    def __init__(self, operations: Operations) -> None:
+    def __init__(self, operations: Operations, is_closing: Callable[[], bool]) -> None:
         self._operations = operations
+        self._is_closing = is_closing
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes below the base path."""
@@ -109,8 +114,14 @@ class OperationHandlers:
     @returns(200, Operation, "The operation when it is final, or at the timeout as it stands.")
     async def wait(self, request: web.Request) -> web.Response:
         """Return the operation when it is final, or at the timeout."""
-        query = read_query(request, WaitQuery)
-        return respond(await self._operations.wait(request[ACTOR], request.match_info["id"], query.timeout))
+        remaining = read_query(request, WaitQuery).timeout
+        while True:
+            slice_seconds = min(remaining, LOOK_SECONDS)
+            operation = await self._operations.wait(request[ACTOR], request.match_info["id"], slice_seconds)
+            remaining -= slice_seconds
+            has_left = request.transport is None or request.transport.is_closing()
+            if operation.is_final or remaining <= 0 or has_left or self._is_closing():
+                return respond(operation)
 
     @docs(tags=_TAGS, summary="Read an operation's log", description="One JSON object a line.")
     @takes(query=LogsQuery)
@@ -125,7 +136,8 @@ class OperationHandlers:
         batches = self._operations.logs(actor, operation_id, query.after, follow=query.follow)
         async with aclosing(batches):
             async for lines in batches:
-                await response.write(b"".join(encode_json(line) + b"\n" for line in lines))
+                chunk = b"".join(encode_json(line) + b"\n" for line in lines)
+                await write_or_abort(request, response, chunk)
         await response.write_eof()
         return response
 

@@ -1,5 +1,6 @@
 """Between HTTP and the model: bodies, queries, cursors, headers in; JSON out."""
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -28,6 +29,8 @@ Limit = Annotated[int, msgspec.Meta(ge=1, le=MAX_PAGE_SIZE, description="items o
 Cursor = Annotated[str, msgspec.Meta(max_length=100, description="`next_cursor` of the page before")]
 DEFAULT_LIMIT = DEFAULT_PAGE_SIZE
 
+BODY_SECONDS = 15.0  # for a body to come in whole
+SEND_SECONDS = 10.0  # a reader that takes longer for one frame is cut off
 _JSON_TYPES = frozenset({"application/json", "application/merge-patch+json"})
 _IDEMPOTENCY_KEY = re.compile(r"^[\x21-\x7e]{1,255}$")
 _INTEGER = re.compile(r"^-?[0-9]{1,18}$")
@@ -71,7 +74,11 @@ async def read_body(request: web.Request, cls: type[T]) -> T:
     """
     if "Content-Encoding" in request.headers:
         raise malformed("Send the body without Content-Encoding.")
-    body = await request.read()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            body = await request.read()
+    except TimeoutError:
+        raise malformed(f"The body did not come within {BODY_SECONDS:g} s; send it again.") from None
     if not body and not request.can_read_body and all(f.default is not _NOTHING for f in fields(cls)):  # type: ignore[arg-type]
         return structure({}, cls)
     if request.content_type not in _JSON_TYPES:
@@ -154,6 +161,17 @@ def read_if_match(request: web.Request) -> int | None:
 def malformed(detail: str) -> Refused:
     """Return the refusal of a request that cannot be read."""
     return Refused(ErrorCode.MALFORMED_REQUEST, detail)
+
+
+async def write_or_abort(request: web.Request, response: web.StreamResponse, chunk: bytes) -> None:
+    """Write, but never wait for a reader that does not read."""
+    try:
+        async with asyncio.timeout(SEND_SECONDS):
+            await response.write(chunk)
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError from None
 
 
 def _cursor(after: str | None) -> str | None:

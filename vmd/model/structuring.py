@@ -21,6 +21,8 @@ from vmd.model.errors import FieldError
 T = TypeVar("T")
 Hook = Callable[[Any, Any], Any]
 
+MAX_ERRORS = 20  # that are told of; a body can hold a great many
+MAX_SHOWN_CHARACTERS = 100  # of an unknown key
 _JSON_NAMES: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -42,7 +44,7 @@ def structure(data: object, cls: type[T]) -> T:
     try:
         return _converter.structure(data, cls)
     except BaseValidationError as error:
-        raise Unstructurable(tuple(_field_errors(error, ""))) from None
+        raise Unstructurable(tuple(_field_errors(error, "")[:MAX_ERRORS])) from None
     except _Misfit as error:
         raise Unstructurable((FieldError(pointer="", detail=str(error)),)) from None
 
@@ -138,6 +140,9 @@ def _annotated_hook(converter: cattrs.Converter, cls: Any) -> Hook:
     checks = [meta for meta in metas if isinstance(meta, Meta)]
 
     def hook(value: Any, _: Any) -> Any:
+        if isinstance(value, list | dict):
+            for meta in checks:
+                _check_length(value, meta)  # first, so that what is too long is not looked through
         result = converter.structure(value, base)
         for meta in checks:
             _check(result, meta)
@@ -152,12 +157,16 @@ def _check(value: Any, meta: Meta) -> None:
         raise _Misfit(f"must be at least {meta.ge}")
     if meta.le is not None and not value <= meta.le:
         raise _Misfit(f"must be at most {meta.le}")
+    _check_length(value, meta)
+    if meta.pattern is not None and re.fullmatch(meta.pattern, value) is None:
+        raise _Misfit(f"must be {meta.description}" if meta.description else f"must match {meta.pattern}")
+
+
+def _check_length(value: Any, meta: Meta) -> None:
     if meta.min_length is not None and len(value) < meta.min_length:
         raise _Misfit(f"must have at least {meta.min_length} characters or items")
     if meta.max_length is not None and len(value) > meta.max_length:
         raise _Misfit(f"must have at most {meta.max_length} characters or items")
-    if meta.pattern is not None and re.fullmatch(meta.pattern, value) is None:
-        raise _Misfit(f"must be {meta.description}" if meta.description else f"must match {meta.pattern}")
 
 
 def _field_errors(error: Exception, pointer: str) -> list[FieldError]:
@@ -170,8 +179,11 @@ def _field_errors(error: Exception, pointer: str) -> list[FieldError]:
     if isinstance(error, ForbiddenExtraKeysError):
         known = ", ".join(attribute.name for attribute in fields(error.cl))
         return [
-            FieldError(pointer=f"{pointer}/{_escape(key)}", detail=f"is not known here; known are {known}")
-            for key in sorted(error.extra_fields)
+            FieldError(
+                pointer=f"{pointer}/{_escape(key[:MAX_SHOWN_CHARACTERS])}",
+                detail=f"is not known here; known are {known}",
+            )
+            for key in sorted(error.extra_fields)[:MAX_ERRORS]
         ]
     if isinstance(error, KeyError):
         return [FieldError(pointer=pointer, detail="is missing")]

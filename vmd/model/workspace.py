@@ -202,7 +202,8 @@ LabelKey = Annotated[
     Meta(pattern=LABEL_KEY_PATTERN, description="letters, digits and inner - . _ /, at most 63 characters"),
 ]
 LabelValue = Annotated[str, Meta(max_length=255, pattern=NO_NUL, description=NO_NUL_MEANING)]
-Labels = Annotated[dict[LabelKey, LabelValue], Meta(max_length=64)]
+MAX_LABELS = 64
+Labels = Annotated[dict[LabelKey, LabelValue], Meta(max_length=MAX_LABELS)]
 WorkspaceName = Annotated[
     str,
     Meta(

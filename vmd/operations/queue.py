@@ -36,6 +36,7 @@ RETRY_SECONDS = (1, 2, 5, 10, 30)  # between tries while a provider cannot be re
 RECOVERY_DEADLINE_SECONDS = 120
 MAX_RECOVERIES = 5  # tries to clean up before an operation ends without
 STOP_SECONDS = 5
+SPARE_WORKERS = 2  # that one owner's operations leave to those of others
 
 log = structlog.get_logger()
 
@@ -134,7 +135,7 @@ class OperationQueue:
         return None
 
     def _claim(self, tx: Transaction, active: tuple[str, ...]) -> tuple[Job | None, datetime | None]:
-        job = claim_next(tx, active)
+        job = claim_next(tx, active, max(1, self._concurrency - SPARE_WORKERS))
         if job is None:
             return None, find_next_time(tx)
         self._works[job.operation.type].claimed(tx, job)

@@ -2,7 +2,7 @@
 
 import asyncio
 import codecs
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -15,7 +15,11 @@ from vmd.store.operations import find_job, insert_logs, update_job
 
 FLUSH_SECONDS = 0.1
 MAX_LINES = 20_000
+MAX_CHARACTERS = 4 * 1024 * 1024  # of a log, over one attempt
+MAX_BATCH_CHARACTERS = 64 * 1024  # of lines in one event, which every listener must be able to take
 MAX_LINE_CHARACTERS = 4096
+MIN_SECRET_CHARACTERS = 4
+HIDDEN = "***"
 
 _Lines = list[tuple[datetime, str, str]]  # time, stream, message
 
@@ -29,6 +33,9 @@ class Report:
         self._clock = clock
         self._lines: _Lines = []
         self._line_count = 0
+        self._character_count = 0
+        self._is_full = False
+        self._secrets: list[str] = []
         self._decoders = {stream: _LineDecoder() for stream in ("stdout", "stderr")}
         self._flush_task: asyncio.Task[None] | None = None
 
@@ -63,6 +70,18 @@ class Report:
         for line in self._decoders[stream].feed(data):
             self._append(stream, line)
 
+    def hide(self, secrets: Collection[str]) -> None:
+        """Replace these values, from now on, wherever a line of the log has them."""
+        self._secrets = sorted(
+            (part for value in secrets for part in _lines_of(value)), key=len, reverse=True
+        )
+
+    def redact(self, text: str) -> str:
+        """Return a text without the values to hide."""
+        for secret in self._secrets:
+            text = text.replace(secret, HIDDEN)
+        return text
+
     def log(self, message: str) -> None:
         """Log a line of our own."""
         self._append("vmd", message)
@@ -78,13 +97,16 @@ class Report:
         await self._write_lines()
 
     def _append(self, stream: str, message: str) -> None:
-        self._line_count += 1
-        if self._line_count > MAX_LINES:
+        if self._is_full:
             return
-        if self._line_count == MAX_LINES:
-            stream, message = "vmd", f"Only the first {MAX_LINES} lines are kept."
+        message = self.redact(message)
         if len(message) > MAX_LINE_CHARACTERS:
             message = message[:MAX_LINE_CHARACTERS] + " …"
+        self._line_count += 1
+        self._character_count += len(message)
+        if self._line_count >= MAX_LINES or self._character_count >= MAX_CHARACTERS:
+            self._is_full = True
+            stream, message = "vmd", "The log is full; what follows is not kept."
         self._lines.append((self._clock(), stream, message))
         if self._flush_task is None:
             self._flush_task = asyncio.create_task(self._flush_later())
@@ -128,16 +150,34 @@ class Report:
         self._job = await self._database.write(unit)
 
     def _insert_lines(self, tx: Transaction, lines: _Lines) -> None:
-        if not lines:
-            return
-        tx.emit(
-            EventType.OPERATION_LOG,
-            actor=self._job.operation.actor,
-            owner_id=self._job.owner_id,
-            workspace_id=self._job.operation.workspace_id,
-            operation_id=self._job.id,
-            lines=insert_logs(tx, self._job.id, lines),
-        )
+        for batch in _batches(lines):
+            tx.emit(
+                EventType.OPERATION_LOG,
+                actor=self._job.operation.actor,
+                owner_id=self._job.owner_id,
+                workspace_id=self._job.operation.workspace_id,
+                operation_id=self._job.id,
+                lines=insert_logs(tx, self._job.id, batch),
+            )
+
+
+def _lines_of(secret: str) -> list[str]:
+    """Return what of a secret can stand on one line; very short pieces would hide half of every log."""
+    return [line for line in secret.splitlines() if len(line) >= MIN_SECRET_CHARACTERS]
+
+
+def _batches(lines: _Lines) -> Iterator[_Lines]:
+    """Yield the lines in order, few enough at once for one event."""
+    batch: _Lines = []
+    size = 0
+    for line in lines:
+        if batch and size + len(line[2]) > MAX_BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+        batch.append(line)
+        size += len(line[2])
+    if batch:
+        yield batch
 
 
 class _LineDecoder:

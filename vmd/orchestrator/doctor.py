@@ -85,10 +85,10 @@ class Doctor:
             if ref is not None and ref not in machines and workspace.current_operation is None:
                 detail = f"the machine {ref} of a workspace that is {workspace.status} is not there"
                 findings.append(Finding(kind=FindingKind.MISSING, subject=workspace.id, detail=detail))
-        await self._forget_settled_leftovers(set(orphans))
+        await self._forget_settled_leftovers(provider.name, set(orphans))
         return findings
 
-    async def _forget_settled_leftovers(self, orphans: set[str]) -> None:
+    async def _forget_settled_leftovers(self, provider: str, orphans: set[str]) -> None:
         for leftover in await self._database.read(list_leftovers):
-            if leftover.workspace_id not in orphans and leftover.provider in self._providers:
+            if leftover.workspace_id not in orphans and leftover.provider == provider:
                 await self._database.write(lambda tx, gone=leftover: delete_leftover(tx, gone.workspace_id))  # type: ignore[misc]

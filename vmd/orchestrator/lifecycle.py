@@ -109,7 +109,9 @@ class Lifecycle:
         await report.phase(Phase.START, "Starting the machine.", ref=ref)
         if job.operation.attempt > 1:
             await provider.stop(ref, 0)  # ends what an earlier try may have left running in it
-        machine = await provider.start(ref, await self._secrets(workspace))
+        secrets = await self._secrets(workspace)
+        report.hide(secrets.values())
+        machine = await provider.start(ref, secrets)
         if workspace.repo is not None and not (workspace.is_cloned or job.checkpoint.get("is_cloned")):
             commit = await clone(provider, machine, workspace.repo, report)
             await report.checkpoint(is_cloned=True, commit=commit)

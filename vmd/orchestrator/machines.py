@@ -1,7 +1,7 @@
 """The providers and what they hold: placement, health, and what changes behind the daemon's back."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -42,6 +42,7 @@ class Machines:
         self._reconnect_seconds = reconnect_seconds
         self._capacities: dict[str, Capacity] = {}
         self._tried = asyncio.Event()
+        self._to_look_at: set[str] = set()  # changed while an operation held them
         self._is_reached: dict[str, bool | None] = dict.fromkeys(providers)  # None: not tried yet
 
     # What the use cases ask.
@@ -163,8 +164,21 @@ class Machines:
                 machine = await provider.inspect(machine.ref)  # the list lacks exit codes and addresses
             await self._settle(workspace, machine)
 
+    async def look_again(self, workspace_ids: Collection[str]) -> None:
+        """Look at machines that changed while an operation held their workspace, now that none does."""
+        for workspace_id in self._to_look_at & set(workspace_ids):
+            self._to_look_at.discard(workspace_id)
+            workspace = await self._database.read(lambda tx: find_workspace(tx, workspace_id))  # noqa: B023
+            if workspace is not None and workspace.provider in self._providers:
+                with suppress(ProviderError, ProviderUnavailable):  # the watch finds out by itself
+                    await self._look_at(self._providers[workspace.provider], workspace_id)
+
     async def _look_at(self, provider: Provider, workspace_id: str) -> None:
+        self._to_look_at.add(workspace_id)  # first, so that an operation that ends just now is not missed
         workspace = await self._database.read(lambda tx: find_workspace(tx, workspace_id))
+        if workspace is not None and workspace.current_operation is not None:
+            return
+        self._to_look_at.discard(workspace_id)
         if workspace is not None and workspace.provider_ref is not None:
             await self._settle(workspace, await provider.inspect(workspace.provider_ref))
 
@@ -180,6 +194,8 @@ class Machines:
             observed = observe(workspace, machine)
             if observed is not None:
                 after, reason = observed
+                if after.status is Status.RUNNING:
+                    after = evolve(after, started_at=tx.now, last_activity_at=tx.now)
                 save(tx, workspace, after, actor="system", reason=reason)
 
         await self._database.write(unit)
@@ -202,7 +218,8 @@ def observe(workspace: Workspace, machine: Machine | None) -> tuple[Workspace, s
         )
         return stopped, reason
     if workspace.status is Status.STOPPED and is_running:
-        return evolve(workspace, status=Status.RUNNING, address=machine.address, last_error=None), "adopted"
+        running = evolve(workspace, status=Status.RUNNING, address=machine.address, last_error=None)
+        return running, "adopted"
     return None
 
 

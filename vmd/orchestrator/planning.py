@@ -54,6 +54,8 @@ class Planner:
             if name not in wanted.env:
                 raise invalid_value(f"/secrets/{place}", f"'{name}' is not among the names in env.")
         ttl = template.ttl_seconds if wanted.ttl_seconds is UNSET else wanted.ttl_seconds
+        if wanted.ttl_seconds is UNSET and ttl is None:
+            ttl = self._quotas.longest_ttl
         idle = (
             template.idle_timeout_seconds
             if wanted.idle_timeout_seconds is UNSET

@@ -11,25 +11,45 @@ from vmd.providers.base import Execution, Machine, Provider
 TAIL_LINES = 5
 TAIL_CHARACTERS = 1000
 
-# The address and names come in variables and stand behind `--`, so none of them can be an option or shell.
-# Whatever an earlier try left is removed first. Prints the commit, or nothing in an empty repository.
+# The address and names come in variables and stand behind `--`, so none can be an option or shell.
+# The clone is made aside, and moved in when it is whole; a try that was cut off goes on with it. Nothing but
+# what such a try left aside is ever removed. Prints the commit, or nothing in an empty repository.
 _CLONE_SCRIPT = """
 set -eu
 command -v git >/dev/null || { echo "the image has no git; use one that has" >&2; exit 127; }
-find . -mindepth 1 -maxdepth 1 -exec rm -rf -- {} +
-if [ -n "${VMD_REPO_BRANCH:-}" ]; then
-    git clone --branch="$VMD_REPO_BRANCH" -- "$VMD_REPO_URL" . >&2
-else
-    git clone -- "$VMD_REPO_URL" . >&2
-fi
-if [ -n "${VMD_REPO_COMMIT:-}" ]; then
-    git cat-file -e "$VMD_REPO_COMMIT^{commit}" 2>/dev/null || git fetch --quiet origin "$VMD_REPO_COMMIT" >&2
+is_there() { [ -e "$1" ] || [ -L "$1" ]; }
+if [ ! -d .vmd-cloned ]; then
+    rm -rf .vmd-clone
+    for found in * .[!.]* ..?*; do
+        if is_there "$found"; then
+            echo "the workspace has files already; move them away and rebuild, or go on with them" >&2
+            exit 1
+        fi
+    done
     if [ -n "${VMD_REPO_BRANCH:-}" ]; then
-        git reset --quiet --hard "$VMD_REPO_COMMIT" >&2
+        git clone --branch="$VMD_REPO_BRANCH" -- "$VMD_REPO_URL" .vmd-clone >&2
     else
-        git checkout --quiet --detach "$VMD_REPO_COMMIT" >&2
+        git clone -- "$VMD_REPO_URL" .vmd-clone >&2
     fi
+    if [ -n "${VMD_REPO_COMMIT:-}" ]; then
+        cd .vmd-clone
+        git cat-file -e "$VMD_REPO_COMMIT^{commit}" 2>/dev/null ||
+            git fetch --quiet origin "$VMD_REPO_COMMIT" >&2
+        if [ -n "${VMD_REPO_BRANCH:-}" ]; then
+            git reset --quiet --hard "$VMD_REPO_COMMIT" >&2
+        else
+            git checkout --quiet --detach "$VMD_REPO_COMMIT" >&2
+        fi
+        cd ..
+    fi
+    mv .vmd-clone .vmd-cloned
 fi
+cd .vmd-cloned
+for found in * .[!.]* ..?*; do
+    if is_there "$found"; then mv -- "$found" ../; fi
+done
+cd ..
+rmdir .vmd-cloned
 git rev-parse --quiet --verify HEAD || true
 """
 _GIT_ENV = {
@@ -67,7 +87,7 @@ async def clone(provider: Provider, machine: Machine, repo: Repo, report: Report
     if exit_code != 0:
         raise Refused(
             ErrorCode.PROVIDER_ERROR,
-            f"Cloning {repo.url} failed (exit code {exit_code}): {tail.text()} "
+            f"Cloning {repo.url} failed (exit code {exit_code}): {report.redact(tail.text())} "
             "Delete the workspace, or mend the cause and rebuild it.",
         )
     return answer.decode("ascii", "replace").strip() or None
@@ -97,8 +117,8 @@ async def provision(
             raise Refused(
                 ErrorCode.PROVIDER_ERROR,
                 f"Provisioning command {place + 1} of {len(commands)} failed with exit code {exit_code}: "
-                f"{_short(command)} said: {tail.text()} The operation's log has all of it. Start the "
-                "workspace to look around in it, rebuild it, or delete it.",
+                f"{_short(command)} said: {report.redact(tail.text())} The operation's log has all of it. "
+                "Start the workspace to look around in it, rebuild it, or delete it.",
             )
 
 

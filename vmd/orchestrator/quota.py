@@ -84,6 +84,11 @@ class Quotas:
         self._require("cpus", use.cpus, resources.cpus, self._limits.cpus)
         self._require("memory_mb", use.memory_mb, resources.memory_mb, self._limits.memory_mb)
 
+    @property
+    def longest_ttl(self) -> int | None:
+        """The longest lifetime that is allowed, None for one without end."""
+        return self._limits.max_ttl_seconds
+
     def require_ttl(self, ttl_seconds: int | None) -> None:
         """Refuse a lifetime, None for no end, that is longer than allowed."""
         longest = self._limits.max_ttl_seconds

@@ -8,11 +8,12 @@ from attrs import evolve, frozen
 from msgspec import UNSET
 
 from vmd.model.account import Actor, Scope
-from vmd.model.errors import ErrorCode, Refused
+from vmd.model.errors import ErrorCode, Refused, invalid_value
 from vmd.model.event import EventType
 from vmd.model.operation import Operation, OperationType
 from vmd.model.page import Page
 from vmd.model.workspace import (
+    MAX_LABELS,
     Action,
     ActionRequest,
     NewWorkspace,
@@ -238,6 +239,8 @@ class Workspaces:
             changes["description"] = patch.description or ""
         if patch.labels is not UNSET:
             changes["labels"] = _merge_labels(before.labels, patch.labels)
+            if len(changes["labels"]) > MAX_LABELS:
+                raise invalid_value("/labels", f"would leave more than {MAX_LABELS}; remove some with null")
         if patch.pinned is not UNSET:
             changes["pinned"] = bool(patch.pinned)
         if patch.ports is not UNSET:

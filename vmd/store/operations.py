@@ -55,6 +55,8 @@ WHERE o.status IN ('pending', 'running', 'cancelling')
     AND (o.not_before IS NULL OR o.not_before <= :now)
     AND NOT EXISTS (SELECT 1 FROM operations a
         WHERE a.id IN (SELECT value FROM json_each(:active)) AND a.workspace_id = o.workspace_id)
+    AND (SELECT count(*) FROM operations a
+        WHERE a.id IN (SELECT value FROM json_each(:active)) AND a.owner_id = o.owner_id) < :share
 ORDER BY (SELECT count(*) FROM operations a
     WHERE a.id IN (SELECT value FROM json_each(:active)) AND a.owner_id = o.owner_id), o.id
 LIMIT 1
@@ -160,9 +162,13 @@ def update_job(tx: Transaction, job: Job, *, not_before: datetime | None = None)
     )
 
 
-def claim_next(tx: Transaction, active: Collection[str]) -> Job | None:
-    """Give the operation whose turn it is to a worker; `active` are those that have one."""
-    row = tx.execute(FIND_NEXT, {"active": encode(list(active)), "now": millis(tx.now)}).fetchone()
+def claim_next(tx: Transaction, active: Collection[str], share: int = 1_000_000) -> Job | None:
+    """Give the operation whose turn it is to a worker.
+
+    `active` are those that have one, of which no owner may have more than `share`.
+    """
+    values = {"active": encode(list(active)), "now": millis(tx.now), "share": share}
+    row = tx.execute(FIND_NEXT, values).fetchone()
     if row is None:
         return None
     job = _job(row)

@@ -95,6 +95,7 @@ class Engine:
         data: Any = None,
         params: Mapping[str, Any] | None = None,
         timeout_seconds: float | None = None,
+        may_be_left: bool = False,
     ) -> Any:
         """Return the JSON answer to one call; raise DockerError for 404 and 409 alone."""
         usual_seconds = READ_SECONDS if method == "GET" else ANSWER_SECONDS
@@ -104,7 +105,7 @@ class Engine:
             try:
                 body = await asyncio.shield(calling)
             except asyncio.CancelledError:
-                if method == "GET":
+                if method == "GET" or may_be_left:
                     calling.cancel()
                 # The engine goes on with a change whose caller left. What follows must not overtake it.
                 await asyncio.wait({calling})

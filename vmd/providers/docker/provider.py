@@ -156,6 +156,7 @@ class DockerProvider:
                 "POST",
                 params={"t": timeout_seconds},
                 timeout_seconds=timeout_seconds + ANSWER_SECONDS,
+                may_be_left=True,  # whatever follows, a kill or a removal, may overtake it
             )
         except DockerError as error:
             raise ProviderError(f"The engine cannot stop the machine: {error.message}.") from None
