@@ -92,10 +92,14 @@ def satisfied(
         started_at=tx.now,
         finished_at=tx.now,
         may_cancel=False,
-        progress=Progress(phase=Phase.DONE, message="There was nothing to do.", percent=100),
+        progress=Progress(
+            phase=Phase.DONE, message="Done." if is_changed else "There was nothing to do.", percent=100
+        ),
         result={"changed": is_changed},
     )
     _insert(tx, operation, workspace, {})
+    data = {"type": kind, "status": operation.status, "result": operation.result, "error": None}
+    _emit(tx, EventType.OPERATION_FINISHED, workspace, actor.name, operation.id, data)
     return operation
 
 

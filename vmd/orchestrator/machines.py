@@ -122,7 +122,7 @@ class Machines:
                         await self._mark(name, is_reached=True)
                         on_reached()
                     else:
-                        await self._look_at(provider, workspace_id)
+                        await self._look_at_one(provider, workspace_id)
             except (ProviderUnavailable, ProviderError) as error:
                 await self._mark(name, is_reached=False, reason=str(error))
             except Exception:
@@ -163,6 +163,13 @@ class Machines:
             if machine is not None and observe(workspace, machine) is not None:
                 machine = await provider.inspect(machine.ref)  # the list lacks exit codes and addresses
             await self._settle(workspace, machine)
+
+    async def _look_at_one(self, provider: Provider, workspace_id: str) -> None:
+        """Look at one machine; that the engine has something against it says nothing of the others."""
+        try:
+            await self._look_at(provider, workspace_id)
+        except ProviderError as error:
+            log.warning("a machine cannot be looked at", workspace=workspace_id, why=str(error))
 
     async def look_again(self, workspace_ids: Collection[str]) -> None:
         """Look at machines that changed while an operation held their workspace, now that none does."""
