@@ -53,7 +53,7 @@ CREATE TABLE workspaces (
     expires_at INTEGER,
     idle_timeout_seconds INTEGER,
     last_activity_at INTEGER NOT NULL,
-    warned TEXT NOT NULL DEFAULT '{}', -- by clock, the time of the firing that was announced
+    warned TEXT NOT NULL DEFAULT '{}', -- by clock: [the time of the firing that was announced, when it was]
     last_fired TEXT, -- the clock that fired last, and when
     created_at INTEGER NOT NULL,
     updated_at INTEGER NOT NULL,

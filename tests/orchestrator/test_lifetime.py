@@ -15,7 +15,7 @@ HOUR_MS = 3_600_000
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with open_house(tmp_path, janitor__interval_seconds=0.05, janitor__warning_seconds=600) as opened:
+    async with open_house(tmp_path, janitor__interval_seconds=0.05, janitor__warning_seconds=0) as opened:
         await opened.ready()
         yield opened
 
@@ -104,14 +104,26 @@ async def test_a_pinned_or_unreachable_workspace_is_held(house: House) -> None:
     assert (await house.api.workspace(pinned["id"]))["status"] == "running"
 
 
-async def test_a_warning_comes_once_before(house: House) -> None:
-    workspace = await house.api.make(ttl_seconds=3600, idle_timeout_seconds=7200)
-    await age(house, workspace["id"], "expires_at", HOUR_MS - 300_000)
-    for _ in range(3):
-        await house.daemon._lifetimes.sweep()
-    assert await events(house, workspace["id"]) == [("workspace.expiring", "ttl")]
-    lifetime = (await house.api.get(f"/workspaces/{workspace['id']}/lifetime")).json
-    assert (lifetime["next"]["clock"], lifetime["next"]["leads_to"]) == ("ttl", "trash")
+async def test_a_warning_comes_once_and_before(tmp_path: Path) -> None:
+    async with open_house(tmp_path, janitor__warning_seconds=600) as house:
+        workspace = await house.api.make(ttl_seconds=3600, idle_timeout_seconds=7200)
+        await age(house, workspace["id"], "expires_at", HOUR_MS - 300_000)
+        for _ in range(3):
+            await house.daemon._lifetimes.sweep()
+        assert await events(house, workspace["id"]) == [("workspace.expiring", "ttl")]
+        lifetime = (await house.api.get(f"/workspaces/{workspace['id']}/lifetime")).json
+        assert (lifetime["next"]["clock"], lifetime["next"]["leads_to"]) == ("ttl", "trash")
+
+
+async def test_what_was_held_when_it_was_due_is_warned_of_and_not_fired_at_once(tmp_path: Path) -> None:
+    async with open_house(tmp_path, janitor__warning_seconds=600) as house:
+        workspace = await house.api.make(ttl_seconds=1800, pinned=True)
+        await age(house, workspace["id"], "expires_at")
+        await house.api.patch(f"/workspaces/{workspace['id']}", {"pinned": False})
+        for _ in range(3):
+            await house.daemon._lifetimes.sweep()
+        assert await events(house, workspace["id"]) == [("workspace.expiring", "ttl")]
+        assert (await house.api.workspace(workspace["id"]))["status"] == "running"
 
 
 async def test_activity_puts_the_idle_clock_off(house: House) -> None:

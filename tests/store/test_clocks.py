@@ -43,8 +43,16 @@ def tx() -> Iterator[Transaction]:
     books._connection.close()
 
 
-def due(tx: Transaction, until: datetime = NOW, limit: int = 100) -> list[Firing]:
-    return list_due(tx, until, GRACE_SECONDS, limit)
+def due(
+    tx: Transaction, now: datetime = NOW, limit: int = 100, grace_seconds: int = GRACE_SECONDS
+) -> list[Firing]:
+    """Return what fires now, where a warning at the last moment is enough."""
+    before, tx.now = tx.now, now
+    for firing in list_unwarned(tx, now, grace_seconds, 1000):
+        mark_warned(tx, firing)
+    found = list_due(tx, 0, grace_seconds, limit)
+    tx.now = before
+    return found
 
 
 def unwarned(tx: Transaction, until: datetime = NOW, limit: int = 100) -> list[Firing]:
@@ -119,7 +127,7 @@ def test_activity_puts_the_idle_clock_off(tx: Transaction) -> None:
 
 def test_a_grace_period_of_nothing_purges_trash_at_once(tx: Transaction) -> None:
     workspace = add_workspace(tx, status=Status.TRASHED, trashed_at=NOW)
-    assert [firing.workspace_id for firing in list_due(tx, NOW, 0, 10)] == [workspace.id]
+    assert [firing.workspace_id for firing in due(tx, grace_seconds=0)] == [workspace.id]
 
 
 def test_the_longest_overdue_fires_first(tx: Transaction) -> None:
@@ -127,9 +135,9 @@ def test_the_longest_overdue_fires_first(tx: Transaction) -> None:
     later = add_workspace(tx, status=Status.TRASHED, trashed_at=NOW - GRACE - 2 * MINUTE)
     latest = add_workspace(tx, idle_timeout_seconds=60, last_activity_at=NOW - 4 * MINUTE)
     expected = [latest.id, later.id, late.id]
+    assert [firing.workspace_id for firing in unwarned(tx)] == expected
     assert [firing.workspace_id for firing in due(tx)] == expected
     assert [firing.workspace_id for firing in due(tx, limit=2)] == expected[:2]
-    assert [firing.workspace_id for firing in unwarned(tx)] == expected
 
 
 def test_a_workspace_whose_clocks_have_all_run_out_fires_once(tx: Transaction) -> None:
@@ -167,6 +175,24 @@ def test_every_clock_of_a_workspace_is_announced_once(tx: Transaction) -> None:
             announced.append(firing.clock)
             mark_warned(tx, firing)
     assert sorted(announced) == [Clock.IDLE, Clock.TTL]
+
+
+@pytest.mark.parametrize("clock", Clock)
+def test_a_clock_that_was_held_when_it_was_due_is_announced_long_enough_before(
+    tx: Transaction, clock: Clock
+) -> None:
+    add_workspace(tx, **DUE_NOW[clock])
+    notice_seconds = 600
+
+    def fires(now: datetime) -> bool:
+        tx.now = now
+        for firing in unwarned(tx, now):
+            mark_warned(tx, firing)
+        return list_due(tx, notice_seconds, GRACE_SECONDS, 10) != []
+
+    assert not fires(NOW + 60 * MINUTE)  # the first time that anybody looks
+    assert not fires(NOW + 69 * MINUTE)
+    assert fires(NOW + 70 * MINUTE)
 
 
 def test_an_announcement_is_no_new_version(tx: Transaction) -> None:

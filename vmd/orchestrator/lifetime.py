@@ -102,7 +102,10 @@ class Lifetimes:
         return await self._database.read(unit)
 
     async def sweep(self) -> None:
-        """Warn of clocks that fire soon, fire those that are due, and forget what is too old."""
+        """Warn of clocks that fire soon, fire those that are due, and forget what is too old.
+
+        A clock that was held when it was due (pinned, engine or daemon away) is warned of first, too.
+        """
         fired = await self._database.write(self._sweep)
         if fired:
             log.info("clocks fired", count=fired)
@@ -114,7 +117,10 @@ class Lifetimes:
         for firing in list_unwarned(tx, soon, grace, MAX_PER_SWEEP):
             mark_warned(tx, firing)
             _tell(tx, EventType.WORKSPACE_EXPIRING, firing, clock=firing.clock, at=firing.at)
-        fired = sum(_fire(tx, firing) for firing in list_due(tx, tx.now, grace, MAX_PER_SWEEP))
+        fired = sum(
+            _fire(tx, firing)
+            for firing in list_due(tx, self._retention.warning_seconds, grace, MAX_PER_SWEEP)
+        )
         again = self._delete_again(tx)
         retention = self._retention
         delete_finished(tx, timedelta(seconds=retention.operations_seconds), MAX_FORGOTTEN_PER_SWEEP)

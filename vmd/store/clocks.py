@@ -52,22 +52,32 @@ _RUNNING_OUT = """
 ) due JOIN workspaces w ON w.id = due.id
 WHERE NOT w.pinned AND w.health <> 'unreachable' AND w.current_operation IS NULL
 """
+# Only what was announced in good time: before it was due or, where something held it then, long enough ago.
 # The earliest of each workspace alone, whose clock SQLite gives along with min().
 LIST_DUE = f"""
-SELECT w.id, w.owner_id, clock, min(at) AS at FROM {_RUNNING_OUT} GROUP BY w.id ORDER BY at LIMIT :limit
+SELECT w.id, w.owner_id, clock, min(at) AS at FROM {_RUNNING_OUT}
+    AND json_extract(w.warned, '$.' || clock || '[0]') IS at
+    AND json_extract(w.warned, '$.' || clock || '[1]') <= max(at, :told_before)
+GROUP BY w.id ORDER BY at LIMIT :limit
 """
 LIST_UNWARNED = f"""
 SELECT w.id, w.owner_id, clock, at FROM {_RUNNING_OUT}
-    AND json_extract(w.warned, '$.' || clock) IS NOT at ORDER BY at LIMIT :limit
+    AND json_extract(w.warned, '$.' || clock || '[0]') IS NOT at ORDER BY at LIMIT :limit
 """
-MARK_WARNED = "UPDATE workspaces SET warned = json_set(warned, '$.' || :clock, :at) WHERE id = :id"
+MARK_WARNED = """
+UPDATE workspaces SET warned = json_set(warned, '$.' || :clock, json_array(:at, :now)) WHERE id = :id
+"""
 MARK_FIRED = "UPDATE workspaces SET last_fired = :fired WHERE id = :id"
 FIND_FIRED = "SELECT last_fired FROM workspaces WHERE id = :id"
 
 
-def list_due(tx: Transaction, until: datetime, grace_seconds: int, limit: int) -> list[Firing]:
-    """Return the clock of each workspace that fires first before `until`, the longest overdue first."""
-    return _firings(tx, LIST_DUE, until, grace_seconds, limit)
+def list_due(tx: Transaction, notice_seconds: int, grace_seconds: int, limit: int) -> list[Firing]:
+    """Return the clock of each workspace that fires first and is due, the longest overdue first.
+
+    One that was announced only after it was due is left out until it was for `notice_seconds`.
+    """
+    told_before = millis(tx.now) - notice_seconds * 1000
+    return _firings(tx, LIST_DUE, tx.now, grace_seconds, limit, told_before=told_before)
 
 
 def list_unwarned(tx: Transaction, until: datetime, grace_seconds: int, limit: int) -> list[Firing]:
@@ -77,7 +87,8 @@ def list_unwarned(tx: Transaction, until: datetime, grace_seconds: int, limit: i
 
 def mark_warned(tx: Transaction, firing: Firing) -> None:
     """Note that a firing was announced."""
-    tx.execute(MARK_WARNED, {"id": firing.workspace_id, "clock": firing.clock, "at": millis(firing.at)})
+    values = {"id": firing.workspace_id, "clock": firing.clock, "at": millis(firing.at)}
+    tx.execute(MARK_WARNED, {**values, "now": millis(tx.now)})
 
 
 def mark_fired(tx: Transaction, workspace_id: str, clock: Clock) -> None:
@@ -94,8 +105,15 @@ def find_fired(tx: Transaction, workspace_id: str) -> Fired | None:
     return fired
 
 
-def _firings(tx: Transaction, sql: str, until: datetime, grace_seconds: int, limit: int) -> list[Firing]:
-    values: dict[str, Any] = {"until": millis(until), "grace_ms": grace_seconds * 1000, "limit": limit}
+def _firings(
+    tx: Transaction, sql: str, until: datetime, grace_seconds: int, limit: int, **others: int
+) -> list[Firing]:
+    values: dict[str, Any] = {
+        "until": millis(until),
+        "grace_ms": grace_seconds * 1000,
+        "limit": limit,
+        **others,
+    }
     return [
         Firing(
             workspace_id=row["id"], owner_id=row["owner_id"], clock=Clock(row["clock"]), at=moment(row["at"])
