@@ -38,7 +38,7 @@ async def test_a_create_goes_on_after_a_kill_in_any_phase(
             process.kill()
         async with await process.start() as api:
             operation = await api.wait(created)
-            assert operation["status"] == "succeeded", operation
+            assert operation["status"] == "succeeded", operation["error"]
             assert operation["attempt"] == 2
             workspace = await api.workspace(created["workspace_id"])
             assert workspace["status"] == "running"
@@ -58,7 +58,8 @@ async def test_kills_at_random_moments_lose_and_leak_nothing(process: Process) -
             process.kill()
     async with await process.start() as api:
         for created in acknowledged:
-            assert (await api.wait(created))["status"] == "succeeded"
+            operation = await api.wait(created)
+            assert operation["status"] == "succeeded", operation["error"]
         assert len(labelled(process.data_dir)) == 3 * len(acknowledged)
         deletions = [await api.delete(f"/workspaces/{created['workspace_id']}") for created in acknowledged]
         await asyncio.sleep(0.3)

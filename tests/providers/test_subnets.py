@@ -21,6 +21,13 @@ def test_what_others_use_is_left_alone_whatever_its_size() -> None:
     assert pool.take() == "10.9.0.80/28"
 
 
+def test_what_cannot_be_used_is_not_offered_again_whatever_the_engine_lists() -> None:
+    pool = SubnetPool("10.9.0.0/26")
+    pool.block(pool.take())
+    pool.learn([])
+    assert pool.take() == "10.9.0.16/28"
+
+
 def test_a_look_at_the_engine_forgets_networks_that_are_gone_and_no_promise() -> None:
     pool = SubnetPool("10.9.0.0/26")
     promised, made = pool.take(), pool.take()

@@ -113,7 +113,7 @@ class Lifecycle:
         report.hide(secrets.values())
         machine = await provider.start(ref, secrets)
         if workspace.repo is not None and not (workspace.is_cloned or job.checkpoint.get("is_cloned")):
-            commit = await clone(provider, machine, workspace.repo, report)
+            commit = await clone(provider, machine, workspace.repo, job, report)
             await report.checkpoint(is_cloned=True, commit=commit)
         await provision(provider, machine, workspace.provisioning, job, report)
         return machine

@@ -13,10 +13,15 @@ TAIL_CHARACTERS = 1000
 
 # The address and names come in variables and stand behind `--`, so none can be an option or shell.
 # The clone is made aside, and moved in when it is whole; a try that was cut off goes on with it. Nothing but
-# what such a try left aside is ever removed. Prints the commit, or nothing in an empty repository.
+# what such a try left aside is ever removed. A clone that was moved in is known by its operation. Prints the
+# commit, or nothing in an empty repository.
 _CLONE_SCRIPT = """
 set -eu
 command -v git >/dev/null || { echo "the image has no git; use one that has" >&2; exit 127; }
+if [ ! -d .vmd-cloned ] && [ "$(git config --get vmd.operation)" = "$VMD_OPERATION" ]; then
+    git rev-parse --quiet --verify HEAD || true
+    exit 0
+fi
 is_there() { [ -e "$1" ] || [ -L "$1" ]; }
 if [ ! -d .vmd-cloned ]; then
     rm -rf .vmd-clone
@@ -42,6 +47,7 @@ if [ ! -d .vmd-cloned ]; then
         fi
         cd ..
     fi
+    git -C .vmd-clone config vmd.operation "$VMD_OPERATION"
     mv .vmd-clone .vmd-cloned
 fi
 cd .vmd-cloned
@@ -61,13 +67,14 @@ _GIT_ENV = {
 }
 
 
-async def clone(provider: Provider, machine: Machine, repo: Repo, report: Report) -> str | None:
+async def clone(provider: Provider, machine: Machine, repo: Repo, job: Job, report: Report) -> str | None:
     """Put the repository's files into the workspace and return the commit, None for an empty repository.
 
     Raises Refused with git's own reason.
     """
     await report.phase(Phase.CLONE, f"Cloning {repo.url}.")
     env = {
+        "VMD_OPERATION": job.id,
         "VMD_REPO_URL": repo.url,
         "VMD_REPO_BRANCH": repo.branch or "",
         "VMD_REPO_COMMIT": repo.commit or "",

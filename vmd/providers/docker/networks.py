@@ -52,9 +52,9 @@ class Networks:
                 if "overlap" not in str(error).lower():
                     self._subnets.give_back(subnet)
                     raise
-                # Somebody else's network lies there, and others may be new as well.
+                # Somebody else's network lies there, or a bridge that is none; others may be new as well.
+                self._subnets.block(subnet)
                 await self._learn()
-                self._subnets.keep(subnet)
             except BaseException:
                 self._subnets.give_back(subnet)
                 raise

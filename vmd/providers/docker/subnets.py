@@ -15,6 +15,7 @@ class SubnetPool:
         self._pool = IPv4Network(pool)
         self._used: set[IPv4Network] = set()  # by networks that there are
         self._promised: set[IPv4Network] = set()  # to networks that are being made
+        self._blocked: set[IPv4Network] = set()  # by something that the engine does not list
 
     def learn(self, used: Iterable[str]) -> None:
         """Take note of the subnets that all networks of the engine have, and forget what was known."""
@@ -23,7 +24,7 @@ class SubnetPool:
 
     def take(self) -> str:
         """Return a free subnet, promised to the caller until it is kept or given back."""
-        taken = self._used | self._promised
+        taken = self._used | self._promised | self._blocked
         others = [network for network in taken if network.prefixlen != PREFIX_LENGTH]
         for network in self._pool.subnets(new_prefix=PREFIX_LENGTH):
             if network not in taken and not any(network.overlaps(other) for other in others):
@@ -34,9 +35,14 @@ class SubnetPool:
         )
 
     def keep(self, subnet: str) -> None:
-        """Note that a network was made on a promised subnet, or that somebody else's is there."""
+        """Note that a network was made on a promised subnet."""
         self._promised.discard(IPv4Network(subnet))
         self._used.add(IPv4Network(subnet))
+
+    def block(self, subnet: str) -> None:
+        """Note that no network can be made on a promised subnet."""
+        self._promised.discard(IPv4Network(subnet))
+        self._blocked.add(IPv4Network(subnet))
 
     def give_back(self, subnet: str) -> None:
         """Let a subnet be handed out again."""
