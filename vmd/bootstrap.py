@@ -198,7 +198,7 @@ class Daemon:
             ended = self._hub.subscribe(lambda event: event.type is EventType.OPERATION_FINISHED)
             with ended, suppress(Lagged):
                 while (event := await ended.next()) is not None:
-                    await self._machines.look_again([event.workspace_id or ""])
+                    await self._machines.look_again(event.workspace_id or "")
                 return
 
     async def _close_hub(self, _: web.Application) -> None:

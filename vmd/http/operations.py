@@ -21,7 +21,7 @@ from vmd.http.wire import (
     respond_page,
     write_or_abort,
 )
-from vmd.http.workspaces import NoQuery
+from vmd.http.workspaces import NoQuery, accepted
 from vmd.model.errors import ErrorCode
 from vmd.model.operation import LogLine, Operation, OperationStatus, OperationType
 from vmd.orchestrator.operations import Operations
@@ -149,4 +149,4 @@ class OperationHandlers:
         """Record that an operation is to be cancelled."""
         read_query(request, NoQuery)
         operation = await self._operations.cancel(request[ACTOR], request.match_info["id"])
-        return respond(operation, 202, {"Location": f"/api/v1/operations/{operation.id}"})
+        return accepted(operation)

@@ -1,7 +1,7 @@
 """The providers and what they hold: placement, health, and what changes behind the daemon's back."""
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -42,7 +42,7 @@ class Machines:
         self._reconnect_seconds = reconnect_seconds
         self._capacities: dict[str, Capacity] = {}
         self._tried = asyncio.Event()
-        self._to_look_at: set[str] = set()  # changed while an operation held them
+        self._to_look_at: dict[str, Provider] = {}  # by workspace: changed while an operation held it
         self._is_reached: dict[str, bool | None] = dict.fromkeys(providers)  # None: not tried yet
 
     # What the use cases ask.
@@ -171,21 +171,19 @@ class Machines:
         except ProviderError as error:
             log.warning("a machine cannot be looked at", workspace=workspace_id, why=str(error))
 
-    async def look_again(self, workspace_ids: Collection[str]) -> None:
-        """Look at machines that changed while an operation held their workspace, now that none does."""
-        for workspace_id in self._to_look_at & set(workspace_ids):
-            self._to_look_at.discard(workspace_id)
-            workspace = await self._database.read(lambda tx: find_workspace(tx, workspace_id))  # noqa: B023
-            if workspace is not None and workspace.provider in self._providers:
-                with suppress(ProviderError, ProviderUnavailable):  # the watch finds out by itself
-                    await self._look_at(self._providers[workspace.provider], workspace_id)
+    async def look_again(self, workspace_id: str) -> None:
+        """Look at a machine that changed while an operation held its workspace, now that none does."""
+        provider = self._to_look_at.pop(workspace_id, None)
+        if provider is not None:
+            with suppress(ProviderUnavailable):  # the watch finds out by itself
+                await self._look_at_one(provider, workspace_id)
 
     async def _look_at(self, provider: Provider, workspace_id: str) -> None:
-        self._to_look_at.add(workspace_id)  # first, so that an operation that ends just now is not missed
+        self._to_look_at[workspace_id] = provider  # first, so that an operation that ends now is not missed
         workspace = await self._database.read(lambda tx: find_workspace(tx, workspace_id))
         if workspace is not None and workspace.current_operation is not None:
             return
-        self._to_look_at.discard(workspace_id)
+        self._to_look_at.pop(workspace_id, None)
         if workspace is not None and workspace.provider_ref is not None:
             await self._settle(workspace, await provider.inspect(workspace.provider_ref))
 

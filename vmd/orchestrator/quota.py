@@ -75,11 +75,13 @@ class Quotas:
         self._require("workspaces", use.workspaces, 1, self._limits.workspaces)
         if resources.disk_mb is not None:
             self._require("disk_mb", use.disk_mb, resources.disk_mb, self._limits.disk_mb)
-        self.require_power(tx, owner_id, resources)
+        self._require_power(use, resources)
 
     def require_power(self, tx: Transaction, owner_id: str, resources: Resources) -> None:
         """Refuse to switch on another machine of this size when it would exceed a limit."""
-        use = self.of_owner(tx, owner_id).use
+        self._require_power(self.of_owner(tx, owner_id).use, resources)
+
+    def _require_power(self, use: QuotaUse, resources: Resources) -> None:
         self._require("running", use.running, 1, self._limits.running)
         self._require("cpus", use.cpus, resources.cpus, self._limits.cpus)
         self._require("memory_mb", use.memory_mb, resources.memory_mb, self._limits.memory_mb)
