@@ -6,10 +6,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import creating, idle, reading
+from tests.benchmarks import creating, fanout, idle, reading
 from tests.benchmarks.table import Row, text
 
-SUBJECTS = {"creating": creating.measure, "reading": reading.measure, "idle": idle.measure}
+SUBJECTS = {
+    "creating": creating.measure,
+    "reading": reading.measure,
+    "fanout": fanout.measure,
+    "idle": idle.measure,
+}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Servers as processes of their own: the daemon as a user runs it, and the bare one."""
+"""Servers as processes of their own: the daemon as a user runs it, and the bare ones."""
 
 import http.client
 import os
@@ -56,6 +56,15 @@ def bare(database: Path) -> Iterator[Server]:
     port = free_port()
     arguments = ["tests.benchmarks.bare", str(database), str(port)]
     with _server(arguments, port, "/ready", {}, database.with_suffix(".log")) as server:
+        yield server
+
+
+@contextmanager
+def shouting(directory: Path) -> Iterator[Server]:
+    """Run the bare server that sends what is posted to everybody, until the block ends."""
+    port = free_port()
+    arguments = ["tests.benchmarks.shouting", str(port)]
+    with _server(arguments, port, "/ready", {}, directory / "shouting.log") as server:
         yield server
 
 
