@@ -1,5 +1,7 @@
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -7,11 +9,14 @@ import aiohttp
 import pytest
 
 from tests.support.house import House
+from vmd.events import Subscription
 from vmd.model.account import SYSTEM
 from vmd.model.errors import Refused
 from vmd.model.event import EventType
 from vmd.orchestrator.tickets import Tickets
 from vmd.store.events import delete_surplus_events, find_bounds
+
+FLOOD = 20  # events at once
 
 
 async def _take(socket: aiohttp.ClientWebSocketResponse, until: str) -> list[Any]:
@@ -138,6 +143,50 @@ async def test_a_listener_that_does_not_read_is_cut_off(house: House) -> None:
             async for _ in socket:
                 pass
         assert socket.close_code == 4002
+
+
+def _flood(tx: Any) -> None:
+    for _ in range(FLOOD):
+        tx.emit(EventType.WORKSPACE_UPDATED, actor="test", owner_id=None, text="x" * 10_000)
+
+
+@asynccontextmanager
+async def _stalled(house: House) -> AsyncIterator[tuple[aiohttp.ClientWebSocketResponse, Subscription]]:
+    """Yield a socket that is not read, and its subscription, in which more waits than any buffer takes."""
+    subscriptions = house.daemon._hub._subscriptions
+    known = set(subscriptions)
+    async with house.api.session.ws_connect("/ws/events", autoping=False) as socket:
+        [subscription] = subscriptions - known
+        async with asyncio.timeout(30):
+            while len(subscription._events) < 3 * FLOOD and subscription in subscriptions:
+                await house.daemon._database.write(_flood)
+                await asyncio.sleep(0.01)
+        yield socket, subscription
+
+
+async def test_one_who_falls_behind_and_reads_on_misses_nothing(house: House) -> None:
+    async with _stalled(house) as (socket, _):
+        before = json.loads(await socket.receive_str())["seq"]
+        await house.api.make()
+        events = await _take(socket, "operation.finished")
+        await house.api.make(name="live")
+        events += await _take(socket, "operation.finished")
+    sequence = [event["seq"] for event in events]
+    assert sequence == list(range(before + 1, before + 1 + len(sequence)))
+
+
+async def test_one_who_never_reads_takes_nothing_from_the_others(house: House) -> None:
+    async with AsyncExitStack() as stack:
+        connect = house.api.session.ws_connect
+        sockets = [await stack.enter_async_context(connect("/ws/events?after=0")) for _ in range(20)]
+        reading = [asyncio.create_task(_take(socket, "operation.finished")) for socket in sockets]
+        _, subscription = await stack.enter_async_context(_stalled(house))
+        workspace = await house.api.make()
+        stories = await asyncio.gather(*reading)
+        assert subscription._events
+    for story in stories:
+        assert [event["seq"] for event in story] == list(range(1, len(story) + 1))
+        assert story[-1]["workspace_id"] == workspace["id"]
 
 
 async def test_sockets_close_as_going_away(house: House) -> None:

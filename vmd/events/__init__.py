@@ -16,12 +16,16 @@ class Lagged(Exception):
 class Subscription:
     """One listener's share of the events, in order; use it as a context manager."""
 
-    def __init__(self, hub: "Hub", wanted: Callable[[Event], bool], backlog: int) -> None:
+    def __init__(
+        self, hub: "Hub", wanted: Callable[[Event], bool], take: Callable[[Event], bool], backlog: int
+    ) -> None:
         self._hub = hub
         self._wanted = wanted
+        self._take = take
         self._backlog = backlog
         self._events: deque[Event] = deque()
         self._arrived = asyncio.Event()
+        self._is_waiting = False
         self._lagged = False
         self._closed = False
 
@@ -39,13 +43,14 @@ class Subscription:
                 raise Lagged
             if self._closed:
                 return None
-            self._arrived.clear()
-            await self._arrived.wait()
+            await self._wait()
         return self._events.popleft()
 
     def offer(self, event: Event) -> None:
-        """Queue an event if this listener wants it."""
+        """Queue an event if this listener wants it, and does not take it in passing."""
         if self._lagged or not self._wanted(event):
+            return
+        if self._is_waiting and not self._events and self._take(event):
             return
         if len(self._events) >= self._backlog:
             self._lagged = True
@@ -57,6 +62,14 @@ class Subscription:
         """End the stream after what is queued."""
         self._closed = True
         self._arrived.set()
+
+    async def _wait(self) -> None:
+        self._arrived.clear()
+        self._is_waiting = True
+        try:
+            await self._arrived.wait()
+        finally:
+            self._is_waiting = False
 
 
 class Hub:
@@ -71,9 +84,19 @@ class Hub:
             for subscription in tuple(self._subscriptions):
                 subscription.offer(event)
 
-    def subscribe(self, wanted: Callable[[Event], bool], *, backlog: int = DEFAULT_BACKLOG) -> Subscription:
-        """Return a subscription to the events for which `wanted` is true, from its entering on."""
-        return Subscription(self, wanted, backlog)
+    def subscribe(
+        self,
+        wanted: Callable[[Event], bool],
+        *,
+        take: Callable[[Event], bool] = lambda event: False,
+        backlog: int = DEFAULT_BACKLOG,
+    ) -> Subscription:
+        """Return a subscription to the events for which `wanted` is true, from its entering on.
+
+        While the listener waits for the next event, `take` is called with it first; where that is true, the
+        event is dealt with, and nobody need be woken.
+        """
+        return Subscription(self, wanted, take, backlog)
 
     def close(self) -> None:
         """End every subscription."""

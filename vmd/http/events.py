@@ -1,4 +1,4 @@
-"""Events over WebSockets, and as server-sent events (WHATWG HTML, section 9.2)."""
+"""Events over WebSockets, and as server-sent events."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,15 +6,16 @@ from contextlib import aclosing, suppress
 from typing import Annotated
 
 from aiohttp import web
-from attrs import fields, frozen
+from aiohttp.abc import AbstractStreamWriter
+from attrs import frozen
 from msgspec import Meta
 
 from vmd.events import Lagged
+from vmd.http.frames import sent_event, text_frame
 from vmd.http.openapi import docs, refuses, returns, takes
 from vmd.http.wire import (
     ACTOR,
     SEND_SECONDS,
-    encode_json,
     malformed,
     read_body,
     read_query,
@@ -118,10 +119,10 @@ class EventHandlers:
         )
         if not socket.can_prepare(request).ok:
             raise Refused(ErrorCode.MALFORMED_REQUEST, "This is a WebSocket: send an upgrade request.")
-        await socket.prepare(request)
+        outlet = _Outlet(request, socket, await socket.prepare(request))
         self._sockets.add(socket)
         listening = asyncio.create_task(_listen(socket))
-        sending = asyncio.create_task(self._send(request[ACTOR], socket, workspace_id, query.after))
+        sending = asyncio.create_task(self._send(request[ACTOR], outlet, workspace_id, query.after))
         try:
             await asyncio.wait({listening, sending}, return_when=asyncio.FIRST_COMPLETED)
             ending = sending.result() if sending.done() else None
@@ -197,19 +198,51 @@ class EventHandlers:
         )
 
     async def _send(
-        self, actor: Actor, socket: web.WebSocketResponse, workspace_id: str | None, after: int | None
+        self, actor: Actor, outlet: "_Outlet", workspace_id: str | None, after: int | None
     ) -> int:
         """Send events for as long as there are any; return why there are no more, as a close code."""
         try:
-            async with aclosing(self._happenings.follow(actor, workspace_id, after)) as events:
+            following = self._happenings.follow(actor, workspace_id, after, outlet.take)
+            async with aclosing(following) as events:
                 async for event in events:
-                    async with asyncio.timeout(SEND_SECONDS):
-                        await socket.send_str(_frame(event).decode())
+                    await outlet.send(event)
         except (Lagged, TimeoutError):
             return CLOSE_TOO_SLOW
         except ConnectionError:
             return CLOSE_GOING_AWAY
         return CLOSE_GOING_AWAY if self._is_closing or workspace_id is None else CLOSE_WORKSPACE_GONE
+
+
+class _Outlet:
+    """The way out to one socket's reader."""
+
+    def __init__(
+        self, request: web.Request, socket: web.WebSocketResponse, writer: AbstractStreamWriter
+    ) -> None:
+        if request.transport is None:
+            raise ConnectionResetError
+        self._protocol = request.protocol
+        self._transport = request.transport
+        self._socket = socket
+        self._writer = writer
+
+    def take(self, event: Event) -> bool:
+        """Send at once and return True, unless the reader is behind or away."""
+        return not self._protocol.writing_paused and self._write(event)
+
+    async def send(self, event: Event | Resync) -> None:
+        """Send when the reader has caught up; raise TimeoutError or ConnectionError if it never will."""
+        if self._protocol.writing_paused:
+            async with asyncio.timeout(SEND_SECONDS):
+                await self._writer.drain()
+        if not self._write(event):
+            raise ConnectionResetError
+
+    def _write(self, event: Event | Resync) -> bool:
+        if self._transport.is_closing() or self._socket.closed:
+            return False
+        self._transport.write(text_frame(event))  # the socket itself would make its header for each anew
+        return True
 
 
 async def _listen(socket: web.WebSocketResponse) -> None:
@@ -233,13 +266,6 @@ _REASONS = {
     CLOSE_TOO_SLOW: b"too slow: come back with after",
     CLOSE_WORKSPACE_GONE: b"the workspace is gone",
 }
-_SHOWN = tuple(field.name for field in fields(Event) if field.name != "owner_id")
-
-
-def _frame(event: Event | Resync) -> bytes:
-    if isinstance(event, Resync):
-        return b'{"type":"resync"}'
-    return encode_json({name: getattr(event, name) for name in _SHOWN})
 
 
 def _last_event_id(request: web.Request, after: int | None) -> int | None:
@@ -264,11 +290,7 @@ async def _with_heartbeat(events: AsyncIterator[Event | Resync]) -> AsyncIterato
             event = coming.result()
             if event is None:
                 return
-            frame = _frame(event)
-            if isinstance(event, Resync):
-                yield b"event: resync\ndata: " + frame + b"\n\n"
-            else:
-                yield f"id: {event.seq}\nevent: {event.type}\n".encode() + b"data: " + frame + b"\n\n"
+            yield sent_event(event)
             coming = asyncio.ensure_future(anext(events, None))
     finally:
         coming.cancel()

@@ -4,7 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 
 class EventType(StrEnum):
@@ -22,7 +22,7 @@ class EventType(StrEnum):
     OPERATION_FINISHED = "operation.finished"  # type, status, result, error
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, cache_hash=True)
 class Event:
     """One event. `seq` rises by commit order and is never used twice."""
 
@@ -33,4 +33,4 @@ class Event:
     owner_id: str | None
     workspace_id: str | None
     operation_id: str | None
-    data: dict[str, Any]
+    data: dict[str, Any] = field(hash=False)  # a dict has none, and `seq` tells events apart

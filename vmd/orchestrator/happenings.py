@@ -1,6 +1,6 @@
 """Events for those who may hear them: what was missed, then live, without a gap or a repeat."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from vmd.events import Hub
 from vmd.model.account import Actor, Scope
@@ -30,14 +30,22 @@ class Happenings:
             await self._database.read(lambda tx: get_workspace(tx, actor, workspace_id))
 
     async def follow(
-        self, actor: Actor, workspace_id: str | None, after: int | None
+        self,
+        actor: Actor,
+        workspace_id: str | None,
+        after: int | None,
+        take: Callable[[Event], bool] = lambda event: False,
     ) -> AsyncGenerator[Event | Resync, None]:
         """Yield events after number `after`, from now on for None; end after a workspace's deletion.
 
-        Raises Lagged when the caller takes them too slowly.
+        A caller that waits for the next is offered it by `take` first, which is cheaper where there are many;
+        what it takes is not yielded. Raises Lagged when the caller takes them too slowly.
         """
         workspace_id = workspace_id or actor.workspace_id
-        with self._hub.subscribe(lambda event: _concerns(event, actor, workspace_id)) as live:
+        with self._hub.subscribe(
+            lambda event: _concerns(event, actor, workspace_id),
+            take=lambda event: not _is_end(event, workspace_id) and take(event),
+        ) as live:
             first, last = await self._database.read(find_bounds)
             seq = last if after is None else min(after, last)
             if seq + 1 < first:
