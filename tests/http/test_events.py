@@ -164,6 +164,17 @@ async def _stalled(house: House) -> AsyncIterator[tuple[aiohttp.ClientWebSocketR
         yield socket, subscription
 
 
+async def _until_gone(house: House, subscription: Subscription) -> None:
+    async with asyncio.timeout(10):
+        while subscription in house.daemon._hub._subscriptions:
+            await asyncio.sleep(0.01)
+
+
+def _connections(house: House) -> set[Any]:
+    assert house.daemon._runner.server is not None
+    return set(house.daemon._runner.server.connections)
+
+
 async def test_one_who_falls_behind_and_reads_on_misses_nothing(house: House) -> None:
     async with _stalled(house) as (socket, _):
         before = json.loads(await socket.receive_str())["seq"]
@@ -173,6 +184,33 @@ async def test_one_who_falls_behind_and_reads_on_misses_nothing(house: House) ->
         events += await _take(socket, "operation.finished")
     sequence = [event["seq"] for event in events]
     assert sequence == list(range(before + 1, before + 1 + len(sequence)))
+
+
+async def test_one_who_takes_too_long_for_a_frame_is_told_so(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmd.http.events.SEND_SECONDS", 0.1)
+    monkeypatch.setattr("vmd.http.events.CLOSE_SECONDS", 10.0)
+    async with _stalled(house) as (socket, subscription):
+        await _until_gone(house, subscription)
+        async with asyncio.timeout(10):
+            async for _ in socket:
+                pass
+        assert socket.close_code == 4002
+
+
+@pytest.mark.parametrize("patience", ["SEND_SECONDS", "HEARTBEAT_SECONDS"])
+async def test_nothing_is_kept_of_one_who_never_reads(
+    house: House, monkeypatch: pytest.MonkeyPatch, patience: str
+) -> None:
+    monkeypatch.setattr(f"vmd.http.events.{patience}", 0.5)
+    monkeypatch.setattr("vmd.http.events.CLOSE_SECONDS", 0.1)
+    known = _connections(house)
+    async with _stalled(house) as (_, subscription):
+        await _until_gone(house, subscription)
+        async with asyncio.timeout(10):
+            while _connections(house) - known:
+                await asyncio.sleep(0.01)
 
 
 async def test_one_who_never_reads_takes_nothing_from_the_others(house: House) -> None:

@@ -131,8 +131,9 @@ class EventHandlers:
             for task in (listening, sending):
                 task.cancel()
             await asyncio.gather(listening, sending, return_exceptions=True)
+            asyncio.get_running_loop().call_later(CLOSE_SECONDS, outlet.cut_off)
         if ending is not None:
-            await _close_or_abort(request, socket, ending)
+            await socket.close(code=ending, message=_REASONS[ending])
         return socket
 
     @docs(
@@ -234,9 +235,14 @@ class _Outlet:
         """Send when the reader has caught up; raise TimeoutError or ConnectionError if it never will."""
         if self._protocol.writing_paused:
             async with asyncio.timeout(SEND_SECONDS):
-                await self._writer.drain()
+                # Shielded: a drain that was cancelled leaves aiohttp a future that cancels the next one.
+                await asyncio.shield(self._writer.drain())
         if not self._write(event):
             raise ConnectionResetError
+
+    def cut_off(self) -> None:
+        """Drop what the reader has not taken yet; nothing happens if it is away."""
+        self._transport.abort()
 
     def _write(self, event: Event | Resync) -> bool:
         if self._transport.is_closing() or self._socket.closed:
@@ -249,16 +255,6 @@ async def _listen(socket: web.WebSocketResponse) -> None:
     """Take frames until the other side closes: it has nothing to say here, and pings need a reader."""
     async for _ in socket:
         pass
-
-
-async def _close_or_abort(request: web.Request, socket: web.WebSocketResponse, code: int) -> None:
-    """Close politely, but never wait for a reader that does not read."""
-    try:
-        async with asyncio.timeout(CLOSE_SECONDS):
-            await socket.close(code=code, message=_REASONS[code])
-    except TimeoutError:
-        if request.transport is not None:
-            request.transport.abort()
 
 
 _REASONS = {
