@@ -1,0 +1,1 @@
+"""What runs commands and terminals inside a machine, and how it is spoken to."""
