@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.elf import has_interpreter, machine_of
 from vmd import __version__
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +61,17 @@ def test_it_holds_no_source_maps_and_of_swagger_ui_what_is_served(archive: Path)
 
     assert not [name for name in names if name.endswith(".map") or "swagger-editor" in name]
     assert "site/swagger_ui/static/swagger-ui-bundle.js" in names
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_it_holds_a_supervisor_that_needs_nothing_of_the_machine_it_runs_in(
+    archive: Path, machine: str
+) -> None:
+    with zipfile.ZipFile(archive) as opened:
+        executable = opened.read(f"site/vmd/providers/supervisor/supervisor-{machine}")
+
+    assert machine_of(executable) == machine
+    assert not has_interpreter(executable)
 
 
 @pytest.mark.parametrize("kind", ["a file", "open to others"])
