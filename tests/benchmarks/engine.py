@@ -27,7 +27,7 @@ TIMEOUT_SECONDS = 120.0
 
 
 class RawEngine:
-    """Makes what the docker provider makes: a volume, a network of its own subnet, a container, started."""
+    """Makes what the docker provider makes: two volumes, a network with its own subnet, a container."""
 
     def __init__(self, docker: Docker) -> None:
         self._docker = docker
@@ -55,10 +55,16 @@ class RawEngine:
         )
         options = ContainerOptions()
         body = container_body(
-            spec, {**labels, LABEL_OPERATION: name}, volume=name, network=name, options=options
+            spec,
+            {**labels, LABEL_OPERATION: name},
+            volume=name,
+            state_volume=f"{name}-state",
+            network=name,
+            options=options,
         )
         await asyncio.gather(
-            self._docker._query_json("volumes/create", "POST", data={"Name": name, "Labels": labels}),
+            self._create_volume(name, labels),
+            self._create_volume(f"{name}-state", labels),
             self._docker.networks.create(network),
         )
         container = await self._docker.containers.create(body, name=name)
@@ -70,6 +76,7 @@ class RawEngine:
         await self._docker.containers.container(name).delete(force=True, v=True)
         await (await self._docker.networks.get(name)).delete()
         await self._remove_volume(name)
+        await self._remove_volume(f"{name}-state")
 
     async def remove_all(self) -> None:
         """Remove whatever is left of this run."""
@@ -81,6 +88,9 @@ class RawEngine:
         listed = await self._docker._query_json("volumes", params={"filters": json.dumps(filters)})
         for volume in listed["Volumes"] or []:
             await self._remove_volume(volume["Name"])
+
+    async def _create_volume(self, name: str, labels: dict[str, str]) -> None:
+        await self._docker._query_json("volumes/create", "POST", data={"Name": name, "Labels": labels})
 
     async def _remove_volume(self, name: str) -> None:
         async with self._docker._query(f"volumes/{name}", "DELETE"):

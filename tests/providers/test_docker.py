@@ -188,7 +188,7 @@ def test_no_request_can_widen_what_a_container_may(
         resources=Resources(cpus=cpus, memory_mb=memory_mb),
         env=env,
     )
-    body = container_body(wanted, {}, volume="v", network="n", options=ContainerOptions())
+    body = container_body(wanted, {}, volume="v", state_volume="s", network="n", options=ContainerOptions())
     host = body["HostConfig"]
     assert host["CapDrop"] == ["ALL"]
     assert "SYS_ADMIN" not in host["CapAdd"]

@@ -4,15 +4,14 @@ A machine is where a workspace runs: a container, or a place on a host. Its file
 Every call may be repeated: making what is there adopts it, destroying what is not there succeeds.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Protocol
 
 from attrs import field, frozen
 
 from vmd.model.workspace import Resources
-
-MACHINE_USER = "1000:1000"  # whom commands run as, where they do not say
+from vmd.providers.process import MACHINE_USER, Chunk, ProcessReport, Stream, Supervisor
 
 
 class ProviderError(Exception):
@@ -170,6 +169,17 @@ class Provider(Protocol):
     async def execute(self, ref: str, execution: Execution, output: Output) -> int:
         """Run a command to its end and return its exit code."""
 
+    async def supervise(self, ref: str) -> Supervisor:
+        """Connect to what looks after the commands and terminals of a running machine."""
+
+    async def find_kept(self, ref: str, process_id: str) -> ProcessReport | None:
+        """Return how a process of a machine that is off had ended, None if there is no trace of it."""
+
+    def read_kept(
+        self, ref: str, process_id: str, stream: Stream, offset: int
+    ) -> AsyncGenerator[Chunk, None]:
+        """Yield what a machine that is off has kept of a process's output, from `offset` on."""
+
     async def discard(self, ref: str) -> None:
         """Destroy one machine and keep the workspace's files."""
 
@@ -178,6 +188,9 @@ class Provider(Protocol):
 
     async def stats(self, ref: str) -> Stats:
         """Return what a running machine uses now."""
+
+    async def cpu_seconds(self, ref: str) -> float:
+        """Return the processor time that a running machine has used since it started."""
 
     async def machines(self) -> Sequence[Machine]:
         """Return every machine of this daemon; exit codes and addresses may be missing."""

@@ -2,10 +2,11 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
 from attrs import evolve, field, frozen, mutable
 
+from vmd.model.shell import Persistence
 from vmd.providers.base import (
     Capacity,
     CpuStats,
@@ -23,6 +24,17 @@ from vmd.providers.base import (
     ProviderUnavailable,
     Stats,
 )
+from vmd.providers.process import (
+    Chunk,
+    ProcessReport,
+    ProcessSpec,
+    Stream,
+    Supervisor,
+    TerminalSize,
+    UnknownUser,
+)
+from vmd.providers.supervisor.local import LocalSupervisor
+from vmd.providers.supervisor.local import Output as ProcessOutput
 
 _MIB = 1024 * 1024
 
@@ -48,6 +60,8 @@ class FakeHost:
     repos: dict[str, str] = field(factory=dict)  # url -> commit, of those that can be cloned
     faults: dict[str, list[Fault]] = field(factory=dict)  # by method, consumed in order
     calls: Counter[str] = field(factory=Counter)
+    supervisors: dict[str, LocalSupervisor] = field(factory=dict)  # by ref
+    cpu_seconds: dict[str, float] = field(factory=dict)  # by ref, where it is not the usual
     is_reachable: bool = True
 
 
@@ -77,6 +91,7 @@ class FakeProvider:
 
     def kill_machine(self, ref: str, *, exit_code: int = 137, is_out_of_memory: bool = False) -> None:
         """End a machine behind the daemon's back."""
+        self._stop_processes(ref)
         machine = self.host.machines[ref]
         self.host.machines[ref] = evolve(
             machine, power=Power.STOPPED, exit_code=exit_code, is_out_of_memory=is_out_of_memory, address=None
@@ -85,7 +100,12 @@ class FakeProvider:
 
     def remove_machine(self, ref: str) -> None:
         """Take a machine away behind the daemon's back."""
+        self._stop_processes(ref)
         self._tell(self.host.machines.pop(ref).workspace_id)
+
+    def _stop_processes(self, ref: str) -> None:
+        if ref in self.host.supervisors:
+            self.host.supervisors[ref].lose_all()
 
     def _tell(self, workspace_id: str) -> None:
         for listener in self._listeners:
@@ -174,6 +194,7 @@ class FakeProvider:
         fault = await self._pass("stop")
         machine = self._machine(ref)
         if machine.power is Power.RUNNING:
+            self._stop_processes(ref)
             exit_code = 137 if timeout_seconds == 0 else 143
             self.host.machines[ref] = evolve(machine, power=Power.STOPPED, exit_code=exit_code, address=None)
         self._strike(fault)
@@ -192,7 +213,8 @@ class FakeProvider:
         files = self.host.files[machine.workspace_id]
         if "VMD_REPO_URL" in execution.env:
             return await self._clone(execution.env, files, output)
-        return await self._shell(machine, execution, files, output)
+        env = {**self.host.specs[ref].env, **self.host.secrets[ref], **execution.env}
+        return await _run_line(execution.argv[-1], env, files, output)
 
     async def _clone(self, env: Mapping[str, str], files: dict[str, str], output: Output) -> int:
         url = env["VMD_REPO_URL"]
@@ -210,30 +232,36 @@ class FakeProvider:
         await output("stdout", f"{commit}\n".encode())
         return 0
 
-    async def _shell(
-        self, machine: Machine, execution: Execution, files: dict[str, str], output: Output
-    ) -> int:
-        env = {**self.host.specs[machine.ref].env, **self.host.secrets[machine.ref], **execution.env}
-        word, _, rest = execution.argv[-1].partition(" ")
-        if word == "echo":
-            text = env.get(rest[1:], "") if rest.startswith("$") else rest
-            await output("stdout", f"{text}\n".encode())
-        elif word == "touch":
-            files[rest] = ""
-        elif word == "ls":
-            await output("stdout", "".join(f"{name}\n" for name in sorted(files)).encode())
-        elif word == "sleep":
-            await asyncio.sleep(float(rest))
-        elif word == "exit":
-            return int(rest)
-        elif word != "true":
-            await output("stderr", f"sh: 1: {word}: not found\n".encode())
-            return 127
-        return 0
+    async def supervise(self, ref: str) -> Supervisor:
+        """Return the machine's supervisor, which outlives the daemon as the host does."""
+        await self._pass("supervise")
+        if self._machine(ref).power is not Power.RUNNING:
+            raise ProviderError(f"The machine {ref} is not running.")
+        if ref not in self.host.supervisors:
+            spawner = FakeSpawner(self.host, ref)
+            self.host.supervisors[ref] = LocalSupervisor(spawner, Persistence.MACHINE)
+        return self.host.supervisors[ref].reopen()
+
+    async def find_kept(self, ref: str, process_id: str) -> ProcessReport | None:
+        """Return what the machine's supervisor knows."""
+        await self._pass("find_kept")
+        supervisor = self.host.supervisors.get(ref)
+        return None if supervisor is None else await supervisor.look(process_id)
+
+    async def read_kept(
+        self, ref: str, process_id: str, stream: Stream, offset: int
+    ) -> AsyncGenerator[Chunk, None]:
+        """Yield what the machine's supervisor has kept."""
+        await self._pass("read_kept")
+        supervisor = self.host.supervisors.get(ref)
+        if supervisor is not None:
+            async for chunk in supervisor.follow(process_id, stream, offset, live=False, window=1):
+                yield chunk
 
     async def discard(self, ref: str) -> None:
         """Take one machine away."""
         fault = await self._pass("discard")
+        self._stop_processes(ref)
         self.host.machines.pop(ref, None)
         self._strike(fault)
 
@@ -243,6 +271,7 @@ class FakeProvider:
         for ref in [
             ref for ref, machine in self.host.machines.items() if machine.workspace_id == workspace_id
         ]:
+            self._stop_processes(ref)
             del self.host.machines[ref]
         self.host.files.pop(workspace_id, None)
         self._strike(fault)
@@ -261,6 +290,11 @@ class FakeProvider:
             network=NetworkStats(rx_bytes=0, tx_bytes=0),
             disk=DiskStats(read_bytes=0, write_bytes=0, used_bytes=None),
         )
+
+    async def cpu_seconds(self, ref: str) -> float:
+        """Return a quarter of a second, or what a test says."""
+        await self._pass("cpu_seconds")
+        return self.host.cpu_seconds.get(self._machine(ref).ref, 0.25)
 
     async def machines(self) -> Sequence[Machine]:
         """Return all machines."""
@@ -298,3 +332,89 @@ class FakeProvider:
 
     async def close(self) -> None:
         """Do nothing."""
+
+
+async def _run_line(line: str, env: Mapping[str, str], files: dict[str, str], output: Output) -> int:
+    """Run one of a handful of commands."""
+    word, _, rest = line.partition(" ")
+    if word == "echo":
+        text = env.get(rest[1:], "") if rest.startswith("$") else rest
+        await output("stdout", f"{text}\n".encode())
+    elif word == "touch":
+        files[rest] = ""
+    elif word == "ls":
+        await output("stdout", "".join(f"{name}\n" for name in sorted(files)).encode())
+    elif word == "sleep":
+        await asyncio.sleep(float(rest))
+    elif word == "exit":
+        return int(rest)
+    elif word != "true":
+        await output("stderr", f"sh: 1: {word}: not found\n".encode())
+        return 127
+    return 0
+
+
+class FakeSpawner:
+    """Runs the same handful of commands as processes, and `cat`, which prints what it is given."""
+
+    def __init__(self, host: FakeHost, ref: str) -> None:
+        self._host = host
+        self._ref = ref
+
+    async def spawn(self, spec: ProcessSpec, output: ProcessOutput) -> "FakeProcess":
+        """Start a process."""
+        if spec.user.partition(":")[0] not in ("1000", "0", "root", "dev"):
+            raise UnknownUser(f"The user {spec.user} is unknown in the machine.")
+        machine = self._host.machines[self._ref]
+        env = {**self._host.specs[self._ref].env, **spec.env}
+        return FakeProcess(spec, env, self._host.files[machine.workspace_id], output)
+
+
+class FakeProcess:
+    """One process; a terminal without a command is a `cat`."""
+
+    def __init__(
+        self, spec: ProcessSpec, env: Mapping[str, str], files: dict[str, str], output: ProcessOutput
+    ) -> None:
+        self.size = spec.terminal
+        self._output = output
+        self._input: asyncio.Queue[bytes] = asyncio.Queue()
+        line = spec.line or " ".join(spec.arguments) or "cat"
+        self._running = asyncio.create_task(self._cat() if line == "cat" else self._run(line, env, files))
+        self._killed_by: int | None = None
+
+    async def _run(self, line: str, env: Mapping[str, str], files: dict[str, str]) -> int:
+        async def output(stream: str, data: bytes) -> None:
+            self._output(Stream(stream), data)
+
+        return await _run_line(line, env, files, output)
+
+    async def _cat(self) -> int:
+        while data := await self._input.get():
+            self._output(Stream.STDOUT, data)
+            if self.size is not None and b"exit" in data:
+                return 7
+        return 0
+
+    async def write(self, data: bytes) -> None:
+        """Give it input."""
+        if data:
+            self._input.put_nowait(data)
+
+    async def close_input(self) -> None:
+        """End its input."""
+        self._input.put_nowait(b"")
+
+    async def signal(self, number: int) -> None:
+        """End it by any signal."""
+        self._killed_by = number
+        self._running.cancel()
+
+    async def resize(self, size: TerminalSize) -> None:
+        """Note the size."""
+        self.size = size
+
+    async def wait(self) -> int | None:
+        """Return its exit code."""
+        await asyncio.wait({self._running})
+        return 128 + (self._killed_by or 0) if self._running.cancelled() else self._running.result()

@@ -23,6 +23,7 @@ CAPABILITIES = (
     "SETGID",
     "SETUID",
 )
+STATE_DIRECTORY = "/var/lib/vmd"  # root's alone, in a volume: what commands printed, also after a rebuild
 RUN_DIRECTORY = "/run/vmd"  # in memory: the secrets are here, and gone when the machine stops
 
 _MIB = 1024 * 1024
@@ -40,6 +41,7 @@ if [ -z "$known" ]; then
     mkdir -p /home/dev && chown 1000:1000 /home/dev
 fi
 chown 1000:1000 {WORKDIR}
+chmod 0700 {STATE_DIRECTORY}
 [ -n "${{VMD_SUDO:-}}" ] && [ -d /etc/sudoers.d ] && echo '#1000 ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/vmd
 unset VMD_SUDO
 end() {{
@@ -79,7 +81,13 @@ class ContainerOptions:
 
 
 def container_body(
-    spec: MachineSpec, labels: Mapping[str, str], *, volume: str, network: str, options: ContainerOptions
+    spec: MachineSpec,
+    labels: Mapping[str, str],
+    *,
+    volume: str,
+    state_volume: str,
+    network: str,
+    options: ContainerOptions,
 ) -> dict[str, Any]:
     """Return the body of the engine's container create call."""
     resources = spec.resources
@@ -88,7 +96,10 @@ def container_body(
     capabilities = [*CAPABILITIES, *(("AUDIT_WRITE",) if options.has_sudo else ())]
     host_config: dict[str, Any] = {
         "NetworkMode": network,
-        "Mounts": [{"Type": "volume", "Source": volume, "Target": WORKDIR}],
+        "Mounts": [
+            {"Type": "volume", "Source": volume, "Target": WORKDIR},
+            {"Type": "volume", "Source": state_volume, "Target": STATE_DIRECTORY},
+        ],
         "Tmpfs": {RUN_DIRECTORY: "rw,nosuid,nodev,noexec,size=1m,uid=1000,gid=1000,mode=0700"},
         "Init": True,
         "CapDrop": ["ALL"],

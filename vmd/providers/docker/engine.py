@@ -191,6 +191,11 @@ class Engine:
             await connector.close()
 
 
+def half_close(stream: Any) -> None:
+    """End an exec's input; aiodocker has no public way to."""
+    stream._resp.connection.transport.write_eof()
+
+
 def require_ours(instance: str, found: Any, what: str, name: str, inside: tuple[str, ...] = ()) -> None:
     """Refuse to adopt a thing of our name that does not bear our label."""
     for step in inside:

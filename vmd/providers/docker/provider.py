@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from typing import Any
 
+import structlog
 from aiodocker.exceptions import DockerError
 
 from vmd.providers.base import (
-    MACHINE_USER,
     Capacity,
     Execution,
     Holding,
@@ -29,16 +29,20 @@ from vmd.providers.docker.body import (
     secrets_file,
     with_secrets,
 )
-from vmd.providers.docker.engine import ANSWER_SECONDS, CONFLICT, Engine, require_ours
+from vmd.providers.docker.engine import ANSWER_SECONDS, CONFLICT, Engine, half_close, require_ours
+from vmd.providers.docker.execs import ExecSpawner
+from vmd.providers.docker.kept import KeptOutput
+from vmd.providers.docker.links import CannotSupervise, Links
 from vmd.providers.docker.networks import Networks
-from vmd.providers.docker.stats import read_stats
+from vmd.providers.docker.stats import read_cpu_seconds, read_stats
 from vmd.providers.docker.subnets import SubnetPool
+from vmd.providers.process import MACHINE_USER, Chunk, ProcessReport, Stream, Supervisor
+from vmd.providers.supervisor.local import LocalSupervisor
 
-MAX_SUBNET_TRIES = 20
-REMOVAL_TRIES = 150
-REMOVAL_PAUSE_SECONDS = 0.2
 _DISK_DRIVERS = frozenset({"btrfs", "zfs", "devicemapper", "windowsfilter"})
 _MIB = 1024 * 1024
+
+log = structlog.get_logger()
 
 
 class DockerProvider:
@@ -58,6 +62,9 @@ class DockerProvider:
         self._engine = Engine(url)
         self._instance = instance
         self._options = options or ContainerOptions()
+        self._links = Links(self._engine)
+        self._kept = KeptOutput(self._engine)
+        self._plain: dict[str, LocalSupervisor] = {}  # of machines that run no supervisor, by ref
         self._networks = Networks(self._engine, instance, SubnetPool(subnet_pool))
 
     # What the host has.
@@ -103,8 +110,15 @@ class DockerProvider:
             LABEL_WORKSPACE: spec.workspace_id,
             LABEL_OPERATION: spec.operation_id,
         }
-        await _both(self._create_volume(base, labels), self._networks.create(base, labels))
-        body = container_body(spec, labels, volume=base, network=base, options=self._options)
+        state = f"{base}-state"
+        await _all(
+            self._create_volume(base, labels),
+            self._create_volume(state, labels),
+            self._networks.create(base, labels),
+        )
+        body = container_body(
+            spec, labels, volume=base, state_volume=state, network=base, options=self._options
+        )
         try:
             await self._engine.call("containers/create", "POST", data=body, params={"name": ref})
         except DockerError as error:
@@ -150,6 +164,7 @@ class DockerProvider:
 
     async def stop(self, ref: str, timeout_seconds: int) -> None:
         """Stop the container; one that is not running is fine."""
+        self._lose_plain(ref)
         try:
             await self._engine.call(
                 f"containers/{ref}/stop",
@@ -200,7 +215,7 @@ class DockerProvider:
                 async with run.start() as stream:
                     if stdin is not None:
                         await stream.write_in(stdin)
-                        _half_close(stream)
+                        half_close(stream)
                     while (message := await stream.read_out()) is not None:
                         await output("stderr" if message.stream == 2 else "stdout", message.data)
                 found = await self._engine.call(f"exec/{run.id}/json")
@@ -210,8 +225,36 @@ class DockerProvider:
             raise ProviderError("The machine ended while a command ran in it.")
         return int(found["ExitCode"])
 
+    async def supervise(self, ref: str) -> Supervisor:
+        """Connect to the container's supervisor, which is started if it was not."""
+        try:
+            return await self._links.connect(ref)
+        except CannotSupervise as error:
+            log.warning(
+                "a machine runs no supervisor; plain execs take its place", machine=ref, why=str(error)
+            )
+            if ref not in self._plain:
+                self._plain[ref] = LocalSupervisor(ExecSpawner(self._engine, ref))
+            return self._plain[ref].reopen()
+
+    def _lose_plain(self, ref: str) -> None:
+        plain = self._plain.pop(ref, None)
+        if plain is not None:
+            plain.lose_all()
+
+    async def find_kept(self, ref: str, process_id: str) -> ProcessReport | None:
+        """Look among what the container's supervisor wrote."""
+        return await self._kept.find(ref, process_id)
+
+    def read_kept(
+        self, ref: str, process_id: str, stream: Stream, offset: int
+    ) -> AsyncGenerator[Chunk, None]:
+        """Read what the container's supervisor wrote."""
+        return self._kept.read(ref, process_id, stream, offset)
+
     async def discard(self, ref: str) -> None:
         """Remove one container, running or not."""
+        self._lose_plain(ref)
         await self._engine.remove(f"containers/{ref}", {"force": 1, "v": 1})
 
     async def destroy(self, workspace_id: str) -> None:
@@ -237,6 +280,14 @@ class DockerProvider:
         except DockerError as error:
             raise ProviderError(f"The engine has no figures of the machine: {error.message}.") from None
         return read_stats(found, reading)
+
+    async def cpu_seconds(self, ref: str) -> float:
+        """Return what the container's cgroup counted."""
+        try:
+            reading = await self._engine.call(f"containers/{ref}/stats", params={"stream": 0, "one-shot": 1})
+        except DockerError as error:
+            raise ProviderError(f"The engine has no figures of the machine: {error.message}.") from None
+        return read_cpu_seconds(reading)
 
     async def machines(self) -> Sequence[Machine]:
         """Return every container of this daemon, without exit codes and addresses."""
@@ -303,16 +354,11 @@ class DockerProvider:
         return {"filters": json.dumps({"label": [f"{LABEL_INSTANCE}={self._instance}", label]})}
 
 
-async def _both(one: Coroutine[Any, Any, None], other: Coroutine[Any, Any, None]) -> None:
-    """Do both to the end before the first error of either is raised, so that neither goes on unseen."""
-    for result in await asyncio.gather(one, other, return_exceptions=True):
+async def _all(*parts: Coroutine[Any, Any, None]) -> None:
+    """Do all to the end before the first error of any is raised, so that none goes on unseen."""
+    for result in await asyncio.gather(*parts, return_exceptions=True):
         if result is not None:
             raise result
-
-
-def _half_close(stream: Any) -> None:
-    """End the command's input; aiodocker has no public way to."""
-    stream._resp.connection.transport.write_eof()
 
 
 def _message(error: Exception) -> str:

@@ -25,7 +25,7 @@ def read_stats(found: Mapping[str, Any], reading: Mapping[str, Any]) -> Stats:
     disk = reading["blkio_stats"].get("io_service_bytes_recursive") or []
     return Stats(
         cpu=CpuStats(
-            usage_seconds=reading["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9,
+            usage_seconds=read_cpu_seconds(reading),
             limit_cpus=found["HostConfig"]["NanoCpus"] / 1e9,
         ),
         memory=MemoryStats(
@@ -42,3 +42,8 @@ def read_stats(found: Mapping[str, Any], reading: Mapping[str, Any]) -> Stats:
             used_bytes=found.get("SizeRw"),
         ),
     )
+
+
+def read_cpu_seconds(reading: Mapping[str, Any]) -> float:
+    """Return the processor time in a reading of the engine."""
+    return float(reading["cpu_stats"]["cpu_usage"]["total_usage"]) / 1e9

@@ -1,0 +1,164 @@
+"""The way into a running container: one exec whose stream carries a supervisor's frames."""
+
+import struct
+from typing import Any
+
+from aiodocker.exceptions import DockerError
+
+from vmd.providers.base import ProviderError, ProviderUnavailable
+from vmd.providers.docker.body import STATE_DIRECTORY
+from vmd.providers.docker.engine import Engine, half_close
+from vmd.providers.supervisor.client import SupervisorClient
+from vmd.providers.supervisor.executable import digest, find_executable
+
+_NOT_INSTALLED = 42
+# The directory is root's alone, so what is in it was put there by us, or by somebody who is root in there.
+_CONNECT = f"""
+until [ -e /run/vmd/ready ]; do sleep 0.02; done
+[ -x "$1" ] || exit {_NOT_INSTALLED}
+exec "$1" connect {STATE_DIRECTORY}
+"""
+_INSTALL = f"""
+umask 077; cd {STATE_DIRECTORY} || exit
+for old in supervisor-*; do [ "$old" = "${{1##*/}}" ] || rm -f "$old"; done
+cat >"$1.new" && chmod 0700 "$1.new" && mv "$1.new" "$1"
+"""
+
+
+class CannotSupervise(Exception):
+    """The machine runs no supervisor of ours, and why."""
+
+
+class Links:
+    """Connects to the supervisors of containers, and puts them there."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._executable: bytes | None = None
+
+    async def connect(self, ref: str) -> SupervisorClient:
+        """Return a supervisor that listens, started if it was not; raise CannotSupervise."""
+        executable = await self._find_executable()
+        path = f"{STATE_DIRECTORY}/supervisor-{digest(executable)}"
+        try:
+            return await self._connect(ref, path)
+        except _NotInstalled:
+            await self._install(ref, path, executable)
+        try:
+            return await self._connect(ref, path)
+        except _NotInstalled:
+            raise CannotSupervise("it is not there although it was installed") from None
+
+    async def _find_executable(self) -> bytes:
+        if self._executable is None:
+            machine = (await self._engine.call("version"))["Arch"]
+            self._executable = find_executable(machine)
+            if self._executable is None:
+                raise CannotSupervise(f"there is none for {machine}")
+        return self._executable
+
+    async def _connect(self, ref: str, path: str) -> SupervisorClient:
+        run, stream = await self._begin(ref, _CONNECT, path)
+        client = _attach(stream)
+        try:
+            await client.greet()
+        except ProviderUnavailable:
+            found = await self._engine.find(f"exec/{run.id}/json")
+            code = None if found is None else found["ExitCode"]
+            if code == _NOT_INSTALLED:
+                raise _NotInstalled from None
+            if code is not None:
+                raise CannotSupervise(f"it ends with exit code {code}") from None
+            raise
+        except BaseException:
+            client.lost()
+            raise
+        return client
+
+    async def _install(self, ref: str, path: str, executable: bytes) -> None:
+        run, stream = await self._begin(ref, _INSTALL, path)
+        with self._engine.translated():
+            async with stream:
+                await stream.write_in(executable)
+                half_close(stream)
+                while await stream.read_out() is not None:
+                    pass
+        found = await self._engine.find(f"exec/{run.id}/json")
+        if found is None or found["ExitCode"] != 0:
+            raise CannotSupervise("it cannot be installed")
+
+    async def _begin(self, ref: str, script: str, path: str) -> tuple[Any, Any]:
+        argv = ["/bin/sh", "-c", script, "vmd", path]
+        try:
+            with self._engine.translated():
+                container = self._engine.streams.containers.container(ref)
+                run = await container.exec(argv, stdin=True, user="0:0", workdir="/")
+                stream = run.start()
+                await stream._init()
+        except DockerError as error:
+            raise ProviderError(f"The engine cannot reach into the machine: {error.message}.") from None
+        return run, stream
+
+
+class _NotInstalled(Exception):
+    """The supervisor's executable is not in the machine yet."""
+
+
+class _StreamParser:
+    """Takes what an exec prints out of the engine's own frames (one byte of stream, four of size)."""
+
+    _head = struct.Struct(">BxxxL")
+
+    def __init__(self, client: SupervisorClient) -> None:
+        self._client = client
+        self._rest = b""
+        self._left = 0  # bytes of the frame that is being read
+        self._is_stdout = True
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        """Hand on what the supervisor sent, as it comes."""
+        if self._rest:
+            data, self._rest = self._rest + data, b""
+        at, size = 0, len(data)
+        while at < size:
+            if not self._left:
+                if size - at < self._head.size:
+                    self._rest = data[at:]
+                    break
+                stream, self._left = self._head.unpack_from(data, at)
+                self._is_stdout = stream == 1
+                at += self._head.size
+                continue
+            end = min(size, at + self._left)
+            if self._is_stdout:
+                self._client.feed(data[at:end])
+            self._left -= end - at
+            at = end
+        return False, b""
+
+    def feed_eof(self) -> None:
+        """Note that the exec has ended."""
+        self._client.lost()
+
+    def set_exception(self, *_: object) -> None:
+        """Note that the connection broke."""
+        self._client.lost()
+
+    def is_eof(self) -> bool:
+        """Whether nothing more comes."""
+        return not self._client.is_open
+
+
+def _attach(stream: Any) -> SupervisorClient:
+    """Return a client whose frames go over an exec's hijacked connection, of which it takes over all."""
+    connection = stream._resp.connection
+    transport = connection.transport
+
+    def close() -> None:
+        stream._closed = True
+        stream._resp.close()
+
+    client = SupervisorClient(transport.write, close)
+    parser = _StreamParser(client)
+    connection.protocol.set_parser(parser, parser)
+    return client
