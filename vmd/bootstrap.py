@@ -20,13 +20,18 @@ from vmd.janitor import sweep_for_ever
 from vmd.model.event import EventType
 from vmd.operations.queue import OperationQueue
 from vmd.orchestrator.accounts import Accounts, add_first_admin
+from vmd.orchestrator.activity import Signs
+from vmd.orchestrator.commands import Commands
 from vmd.orchestrator.doctor import Doctor
 from vmd.orchestrator.happenings import Happenings
 from vmd.orchestrator.lifecycle import Lifecycle
 from vmd.orchestrator.lifetime import Lifetimes, Retention
 from vmd.orchestrator.machines import Machines
 from vmd.orchestrator.operations import Operations
+from vmd.orchestrator.outputs import Outputs
 from vmd.orchestrator.quota import Quotas
+from vmd.orchestrator.shells import Shells
+from vmd.orchestrator.supervisors import Supervisors
 from vmd.orchestrator.templates import load_catalogue
 from vmd.orchestrator.tickets import Tickets
 from vmd.orchestrator.workspaces import Workspaces
@@ -105,11 +110,24 @@ class Daemon:
         )
         for template, why in catalogue.broken.items():
             log.warning("a template is broken", template=template, why=why)
-        self._lifetimes = Lifetimes(self._database, self._queue, _retention(settings))
+        signs = Signs(self._database, machines, settings.janitor.busy_cpu_percent)
+        self._supervisors = supervisors = Supervisors(self._database, machines)
+        outputs = Outputs(self._database, machines, supervisors)
+        commands = Commands(self._database, machines, supervisors, outputs, settings.commands)
+        self._shells = Shells(self._database, supervisors, outputs, settings.shell, signs.touch)
+        self._lifetimes = Lifetimes(self._database, self._queue, signs, _retention(settings))
+        self._sweeps = (
+            signs.write_down,
+            self._lifetimes.sweep,
+            commands.forget_old,
+            self._shells.end_detached,
+        )
         self._machines = machines
         use_cases = UseCases(
             workspaces=Workspaces(self._database, self._queue, machines, quotas, catalogue),
-            operations=Operations(self._database, self._hub, self._queue),
+            operations=Operations(self._database, self._hub, self._queue, commands),
+            commands=commands,
+            shells=self._shells,
             lifetimes=self._lifetimes,
             accounts=Accounts(self._database),
             quotas=quotas,
@@ -138,11 +156,13 @@ class Daemon:
     async def work(self) -> None:
         """Run operations, watch providers, sweep, and answer everybody."""
         await self._listen()
+        await self._shells.begin()
         self._queue.start()
         for name in self._providers:
             self._spawn(self._machines.watch(name, self._queue.wake))
         self._spawn(self._look_after_operations())
-        self._spawn(sweep_for_ever(self._lifetimes, self._settings.janitor.interval_seconds))
+        self._spawn(self._supervisors.look_after(self._hub))
+        self._spawn(sweep_for_ever(self._sweeps, self._settings.janitor.interval_seconds))
         interval = systemd.watchdog_seconds()
         if interval is not None:
             self._spawn(self._show_life(interval))
@@ -158,6 +178,7 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._queue.stop()
+        await self._supervisors.close()
         for provider in self._providers.values():
             await provider.close()
         await self._database.close()

@@ -189,8 +189,8 @@ async def test_one_who_falls_behind_and_reads_on_misses_nothing(house: House) ->
 async def test_one_who_takes_too_long_for_a_frame_is_told_so(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vmd.http.events.SEND_SECONDS", 0.1)
-    monkeypatch.setattr("vmd.http.events.CLOSE_SECONDS", 10.0)
+    monkeypatch.setattr("vmd.http.sockets.SEND_SECONDS", 0.1)
+    monkeypatch.setattr("vmd.http.sockets.CLOSE_SECONDS", 10.0)
     async with _stalled(house) as (socket, subscription):
         await _until_gone(house, subscription)
         async with asyncio.timeout(10):
@@ -203,8 +203,8 @@ async def test_one_who_takes_too_long_for_a_frame_is_told_so(
 async def test_nothing_is_kept_of_one_who_never_reads(
     house: House, monkeypatch: pytest.MonkeyPatch, patience: str
 ) -> None:
-    monkeypatch.setattr(f"vmd.http.events.{patience}", 0.5)
-    monkeypatch.setattr("vmd.http.events.CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(f"vmd.http.sockets.{patience}", 0.5)
+    monkeypatch.setattr("vmd.http.sockets.CLOSE_SECONDS", 0.1)
     known = _connections(house)
     async with _stalled(house) as (_, subscription):
         await _until_gone(house, subscription)

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 import pytest
 from attrs import evolve
 
-from vmd.http.frames import sent_event, text_frame
+from vmd.http.frames import event_frame, sent_event
 from vmd.model.event import Event, EventType
 from vmd.orchestrator.happenings import Resync
 
@@ -27,32 +27,32 @@ HEADERS = {
 def _of_size(size: int) -> Event:
     """Return an event whose JSON has this many bytes."""
     short = evolve(EVENT, actor="")
-    missing = size - len(text_frame(short).partition(b"{")[2]) - 1
+    missing = size - len(event_frame(short).partition(b"{")[2]) - 1
     return evolve(short, data={"text": "x" * missing})
 
 
 @pytest.mark.parametrize("size", [65_535, 65_536])
 def test_a_frame_says_how_long_it_is(size: int) -> None:
-    frame = text_frame(_of_size(size))
+    frame = event_frame(_of_size(size))
     assert frame.startswith(HEADERS[size] + b"{")
     assert len(frame) == len(HEADERS[size]) + size
 
 
 def test_a_short_frame_has_a_short_header() -> None:
-    assert text_frame(Resync()) == b'\x81\x11{"type":"resync"}'
+    assert event_frame(Resync()) == b'\x81\x11{"type":"resync"}'
 
 
 def test_an_event_is_shown_without_its_owner() -> None:
-    shown = json.loads(text_frame(EVENT)[4:])
+    shown = json.loads(event_frame(EVENT)[4:])
     assert list(shown) == ["seq", "type", "time", "actor", "workspace_id", "operation_id", "data"]
     assert (shown["seq"], shown["type"]) == (7, "workspace.updated")
 
 
 def test_all_who_hear_of_an_event_share_its_frames() -> None:
-    assert text_frame(EVENT) is text_frame(EVENT)
+    assert event_frame(EVENT) is event_frame(EVENT)
     assert sent_event(EVENT) is sent_event(EVENT)
 
 
 def test_events_that_differ_in_their_data_alone_have_frames_of_their_own() -> None:
     other = evolve(EVENT, data={"text": "other"})
-    assert text_frame(other) != text_frame(EVENT)
+    assert event_frame(other) != event_frame(EVENT)

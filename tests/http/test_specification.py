@@ -78,7 +78,8 @@ async def _schemathesis(house: House, directory: Path, *arguments: str) -> None:
         *(sys.executable, "-m", "schemathesis.cli", "run", str(ROOT / "openapi.yaml")),
         *("--url", house.api.url, "--header", f"Authorization: Bearer {house.api.token}"),
         *("--exclude-path", "/api/v1/events"),  # it has no end, and tests of its own
-        *("--checks", CHECKS, "--max-examples", "30", "--seed", "7", "--workers", "2", "--no-color"),
+        # One worker: Python 3.11 fails when two threads parse source at a time, as its generators do.
+        *("--checks", CHECKS, "--max-examples", "30", "--seed", "7", "--workers", "1", "--no-color"),
         *arguments,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

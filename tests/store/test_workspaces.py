@@ -26,7 +26,7 @@ from vmd.store.workspaces import (
     list_workspaces,
     mark_health,
     sum_use,
-    touch_workspace,
+    touch_workspaces,
     update_workspace,
 )
 
@@ -323,7 +323,7 @@ def test_pages_stay_right_while_rows_come_and_go(tx: Transaction) -> None:
 def test_activity_is_noted_without_a_new_version(tx: Transaction) -> None:
     workspace = add_workspace(tx)
     tx.now = NOW + timedelta(minutes=1)
-    touch_workspace(tx, workspace.id)
+    touch_workspaces(tx, [workspace.id])
     assert find_workspace(tx, workspace.id) == evolve(workspace, last_activity_at=tx.now)
 
 
@@ -388,7 +388,7 @@ async def test_what_is_remembered_is_never_stale() -> None:
     with pytest.raises(ZeroDivisionError):
         await database.write(lambda tx: (update_workspace(tx, evolve(second, name="never")), 1 / 0))
     assert (await seen()).name == second.name
-    await database.write(lambda tx: touch_workspace(tx, made.id))
+    await database.write(lambda tx: touch_workspaces(tx, [made.id]))
     assert (await seen()).last_activity_at > second.last_activity_at
     await database.write(lambda tx: mark_health(tx, made.provider, Health.UNREACHABLE))
     assert (await seen()).health is Health.UNREACHABLE

@@ -6,8 +6,10 @@ from attrs import field, frozen
 from msgspec import Meta
 
 from vmd.model.workspace import Resources, ShortName
+from vmd.orchestrator.commands import CommandOptions
 from vmd.orchestrator.lifecycle import Deadlines
 from vmd.orchestrator.quota import Limits
+from vmd.orchestrator.shells import ShellOptions
 
 DAY_SECONDS = 24 * 3600
 Seconds = Annotated[int, Meta(ge=0, le=3650 * DAY_SECONDS)]
@@ -48,6 +50,7 @@ class JanitorSettings:
     operations_seconds: Seconds = 30 * DAY_SECONDS
     events_seconds: Seconds = 30 * DAY_SECONDS
     events_count: Annotated[int, Meta(ge=100, le=1_000_000_000)] = 1_000_000
+    busy_cpu_percent: Annotated[float, Meta(ge=0, le=100_000)] = 5.0  # of one processor: not idle
 
 
 @frozen(kw_only=True)
@@ -94,5 +97,7 @@ class Settings:
     operations: OperationSettings = field(factory=OperationSettings)
     janitor: JanitorSettings = field(factory=JanitorSettings)
     quota: Limits = field(factory=Limits)
+    commands: CommandOptions = field(factory=CommandOptions)
+    shell: ShellOptions = field(factory=ShellOptions)
     workspaces: WorkspaceSettings = field(factory=WorkspaceSettings)
     providers: ProviderSettings = field(factory=ProviderSettings)

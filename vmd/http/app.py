@@ -8,19 +8,24 @@ from aiohttp import web
 from attrs import evolve, frozen
 
 from vmd.http.accounts import AccountHandlers
+from vmd.http.commands import CommandHandlers
 from vmd.http.control import ControlHandlers
 from vmd.http.events import EventHandlers
 from vmd.http.middleware import PUBLIC_PATHS, Gate, make_middleware, mark_response
 from vmd.http.openapi import specification
 from vmd.http.operations import OperationHandlers
 from vmd.http.service import ServiceHandlers
+from vmd.http.shells import ShellHandlers
+from vmd.http.sockets import Sockets
 from vmd.http.workspaces import WorkspaceHandlers
 from vmd.orchestrator.accounts import Accounts
+from vmd.orchestrator.commands import Commands
 from vmd.orchestrator.doctor import Doctor
 from vmd.orchestrator.happenings import Happenings
 from vmd.orchestrator.lifetime import Lifetimes
 from vmd.orchestrator.operations import Operations
 from vmd.orchestrator.quota import Quotas
+from vmd.orchestrator.shells import Shells
 from vmd.orchestrator.tickets import Tickets
 from vmd.orchestrator.workspaces import Workspaces
 
@@ -34,6 +39,8 @@ class UseCases:
 
     workspaces: Workspaces
     operations: Operations
+    commands: Commands
+    shells: Shells
     lifetimes: Lifetimes
     accounts: Accounts
     quotas: Quotas
@@ -49,14 +56,14 @@ def make_app(
     """Return the application; on shutdown it refuses new requests and closes its sockets."""
     gate = Gate(use_cases.accounts, use_cases.tickets, hosts=hosts, control_path=control_path)
     app = web.Application(middlewares=[make_middleware(gate)], client_max_size=MAX_BODY_BYTES)
-    events = EventHandlers(use_cases.happenings, use_cases.tickets, frozenset(origins))
-    app.add_routes(_routes(use_cases, events, lambda: gate.is_closing))
+    sockets = Sockets(frozenset(origins))
+    app.add_routes(_routes(use_cases, sockets, lambda: gate.is_closing))
     app.add_routes(ControlHandlers(gate, use_cases.doctor).routes())
     app.on_response_prepare.append(mark_response)
 
     async def close(_: web.Application) -> None:
         gate.is_closing = True
-        await events.close()
+        await sockets.close_all()
 
     app.on_shutdown.append(close)
     return app
@@ -69,6 +76,8 @@ def make_specification() -> dict[str, Any]:
     use_cases = UseCases(
         workspaces=nothing,
         operations=nothing,
+        commands=nothing,
+        shells=nothing,
         lifetimes=nothing,
         accounts=nothing,
         quotas=nothing,
@@ -77,21 +86,26 @@ def make_specification() -> dict[str, Any]:
         tickets=nothing,
         provider_status=dict,
     )
-    return specification(_routes(use_cases, EventHandlers(nothing, nothing, frozenset())), PUBLIC_PATHS)
+    return specification(_routes(use_cases, Sockets(frozenset())), PUBLIC_PATHS)
 
 
 def _routes(
-    use_cases: UseCases, events: EventHandlers, is_closing: Callable[[], bool] = lambda: False
+    use_cases: UseCases, sockets: Sockets, is_closing: Callable[[], bool] = lambda: False
 ) -> list[web.RouteDef]:
+    shells = ShellHandlers(use_cases.shells, sockets)
+    events = EventHandlers(use_cases.happenings, use_cases.tickets, sockets)
+    socket_routes = [*events.socket_routes(), *shells.socket_routes()]
     below_base = [
         *WorkspaceHandlers(use_cases.workspaces, use_cases.lifetimes).routes(),
         *OperationHandlers(use_cases.operations, is_closing).routes(),
+        *CommandHandlers(use_cases.commands).routes(),
+        *shells.routes(),
         *AccountHandlers(use_cases.accounts, use_cases.quotas).routes(),
         *events.routes(),
-        *events.socket_routes(),
+        *socket_routes,
     ]
     return [
         *ServiceHandlers(use_cases.provider_status, make_specification).routes(),
         *(evolve(route, path=BASE_PATH + route.path) for route in below_base),
-        *events.socket_routes(),
+        *socket_routes,
     ]

@@ -6,16 +6,23 @@ from contextlib import aclosing, suppress
 from typing import Annotated
 
 from aiohttp import web
-from aiohttp.abc import AbstractStreamWriter
 from attrs import frozen
 from msgspec import Meta
 
 from vmd.events import Lagged
-from vmd.http.frames import sent_event, text_frame
+from vmd.http.frames import event_frame, sent_event
 from vmd.http.openapi import docs, refuses, returns, takes
+from vmd.http.sockets import (
+    CLOSE_GOING_AWAY,
+    CLOSE_TOO_SLOW,
+    CLOSE_WORKSPACE_GONE,
+    HEARTBEAT_SECONDS,
+    Socket,
+    Sockets,
+    TicketText,
+)
 from vmd.http.wire import (
     ACTOR,
-    SEND_SECONDS,
     malformed,
     read_body,
     read_query,
@@ -24,18 +31,13 @@ from vmd.http.wire import (
 )
 from vmd.http.workspaces import NoQuery
 from vmd.model.account import Actor
-from vmd.model.errors import ErrorCode, Refused
+from vmd.model.errors import ErrorCode
 from vmd.model.event import Event
 from vmd.orchestrator.happenings import Happenings, Resync
 from vmd.orchestrator.tickets import Ticket, Tickets
 
-HEARTBEAT_SECONDS = 15.0
-CLOSE_SECONDS = 1.0
 MAX_FRAME_BYTES = 64 * 1024
 MAX_SEQ_DIGITS = 18
-CLOSE_GOING_AWAY = 4000
-CLOSE_TOO_SLOW = 4002
-CLOSE_WORKSPACE_GONE = 4004
 
 _TAGS = ["events"]
 _STREAM_DESCRIPTION = """\
@@ -60,7 +62,7 @@ class SocketQuery:
     """The query of an event socket."""
 
     after: After | None = None
-    ticket: Annotated[str, Meta(description="from POST /ws-tickets, in place of a credential")] | None = None
+    ticket: TicketText | None = None
 
 
 @frozen(kw_only=True)
@@ -87,12 +89,10 @@ class NewTicket:
 class EventHandlers:
     """The handlers of event streams."""
 
-    def __init__(self, happenings: Happenings, tickets: Tickets, origins: frozenset[str]) -> None:
+    def __init__(self, happenings: Happenings, tickets: Tickets, sockets: Sockets) -> None:
         self._happenings = happenings
         self._tickets = tickets
-        self._origins = origins
-        self._sockets: set[web.WebSocketResponse] = set()
-        self._is_closing = False
+        self._sockets = sockets
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes below the base path."""
@@ -112,29 +112,22 @@ class EventHandlers:
         """Send what was missed, then what happens, one JSON text frame an event."""
         query = read_query(request, SocketQuery)
         workspace_id = request.match_info.get("id")
-        self._require_origin(request)
+        self._sockets.require_origin(request)
         await self._happenings.require_visible(request[ACTOR], workspace_id)
-        socket = web.WebSocketResponse(
-            heartbeat=HEARTBEAT_SECONDS, compress=False, max_msg_size=MAX_FRAME_BYTES
-        )
-        if not socket.can_prepare(request).ok:
-            raise Refused(ErrorCode.MALFORMED_REQUEST, "This is a WebSocket: send an upgrade request.")
-        outlet = _Outlet(request, socket, await socket.prepare(request))
-        self._sockets.add(socket)
-        listening = asyncio.create_task(_listen(socket))
-        sending = asyncio.create_task(self._send(request[ACTOR], outlet, workspace_id, query.after))
-        try:
-            await asyncio.wait({listening, sending}, return_when=asyncio.FIRST_COMPLETED)
-            ending = sending.result() if sending.done() else None
-        finally:
-            self._sockets.discard(socket)
-            for task in (listening, sending):
-                task.cancel()
-            await asyncio.gather(listening, sending, return_exceptions=True)
-            asyncio.get_running_loop().call_later(CLOSE_SECONDS, outlet.cut_off)
-        if ending is not None:
-            await socket.close(code=ending, message=_REASONS[ending])
-        return socket
+        self._sockets.require_upgrade(request)
+        async with self._sockets.open(request, MAX_FRAME_BYTES) as socket:
+            listening = asyncio.create_task(_listen(socket))
+            sending = asyncio.create_task(self._send(request[ACTOR], socket, workspace_id, query.after))
+            try:
+                await asyncio.wait({listening, sending}, return_when=asyncio.FIRST_COMPLETED)
+                ending = sending.result() if sending.done() else None
+            finally:
+                for task in (listening, sending):
+                    task.cancel()
+                await asyncio.gather(listening, sending, return_exceptions=True)
+            if ending is not None:
+                await socket.close(ending)
+            return socket.response
 
     @docs(
         tags=_TAGS,
@@ -175,93 +168,27 @@ class EventHandlers:
         wanted = await read_body(request, NewTicket)
         return respond(self._tickets.issue(request[ACTOR], wanted.path), 201)
 
-    async def close(self) -> None:
-        """Close every socket, since the daemon goes away."""
-        self._is_closing = True
-        closing = (
-            asyncio.wait_for(
-                socket.close(code=CLOSE_GOING_AWAY, message=_REASONS[CLOSE_GOING_AWAY]), CLOSE_SECONDS
-            )
-            for socket in tuple(self._sockets)
-        )
-        await asyncio.gather(*closing, return_exceptions=True)
-
-    def _require_origin(self, request: web.Request) -> None:
-        """Refuse a page of another site before the upgrade; programs send no Origin."""
-        origin = request.headers.get("Origin")
-        if origin is None or origin in self._origins:
-            return
-        if origin.partition("://")[2] == request.headers.get("Host"):
-            return
-        raise Refused(
-            ErrorCode.FORBIDDEN,
-            "Pages of this origin may not connect; an administrator can add it to http.origins.",
-        )
-
-    async def _send(
-        self, actor: Actor, outlet: "_Outlet", workspace_id: str | None, after: int | None
-    ) -> int:
+    async def _send(self, actor: Actor, socket: Socket, workspace_id: str | None, after: int | None) -> int:
         """Send events for as long as there are any; return why there are no more, as a close code."""
         try:
-            following = self._happenings.follow(actor, workspace_id, after, outlet.take)
+            following = self._happenings.follow(
+                actor, workspace_id, after, lambda event: socket.try_to_send(event_frame(event))
+            )
             async with aclosing(following) as events:
                 async for event in events:
-                    await outlet.send(event)
+                    await socket.send(event_frame(event))
         except (Lagged, TimeoutError):
             return CLOSE_TOO_SLOW
         except ConnectionError:
             return CLOSE_GOING_AWAY
-        return CLOSE_GOING_AWAY if self._is_closing or workspace_id is None else CLOSE_WORKSPACE_GONE
+        is_over = workspace_id is not None and not self._sockets.is_closing
+        return CLOSE_WORKSPACE_GONE if is_over else CLOSE_GOING_AWAY
 
 
-class _Outlet:
-    """The way out to one socket's reader."""
-
-    def __init__(
-        self, request: web.Request, socket: web.WebSocketResponse, writer: AbstractStreamWriter
-    ) -> None:
-        if request.transport is None:
-            raise ConnectionResetError
-        self._protocol = request.protocol
-        self._transport = request.transport
-        self._socket = socket
-        self._writer = writer
-
-    def take(self, event: Event) -> bool:
-        """Send at once and return True, unless the reader is behind or away."""
-        return not self._protocol.writing_paused and self._write(event)
-
-    async def send(self, event: Event | Resync) -> None:
-        """Send when the reader has caught up; raise TimeoutError or ConnectionError if it never will."""
-        if self._protocol.writing_paused:
-            async with asyncio.timeout(SEND_SECONDS):
-                # Shielded: a drain that was cancelled leaves aiohttp a future that cancels the next one.
-                await asyncio.shield(self._writer.drain())
-        if not self._write(event):
-            raise ConnectionResetError
-
-    def cut_off(self) -> None:
-        """Drop what the reader has not taken yet; nothing happens if it is away."""
-        self._transport.abort()
-
-    def _write(self, event: Event | Resync) -> bool:
-        if self._transport.is_closing() or self._socket.closed:
-            return False
-        self._transport.write(text_frame(event))  # the socket itself would make its header for each anew
-        return True
-
-
-async def _listen(socket: web.WebSocketResponse) -> None:
-    """Take frames until the other side closes: it has nothing to say here, and pings need a reader."""
-    async for _ in socket:
+async def _listen(socket: Socket) -> None:
+    """Take frames until the other side closes: it has nothing to say here."""
+    async for _ in socket.messages():
         pass
-
-
-_REASONS = {
-    CLOSE_GOING_AWAY: b"going away",
-    CLOSE_TOO_SLOW: b"too slow: come back with after",
-    CLOSE_WORKSPACE_GONE: b"the workspace is gone",
-}
 
 
 def _last_event_id(request: web.Request, after: int | None) -> int | None:

@@ -33,6 +33,7 @@ _HEADERS = {
     "X-Request-Id": ("The id of this request, also in problem documents and in the daemon's log.", True),
     "Location": ("Where the operation is.", True),
     "ETag": ("The workspace's version.", True),
+    "Vmd-Offset": ("The offset of the first byte of this answer.", True),
 }
 _DESCRIPTION = """\
 Transient development workspaces for a team.

@@ -95,7 +95,7 @@ def view(workspace: Workspace) -> dict[str, Any]:
         del shown[name]
     shown["allowed_actions"] = workspace.allowed_actions
     shown["connection"] = {  # a Connection
-        "shell": None,
+        "shell": f"/ws/workspaces/{workspace.id}/shell" if workspace.status is Status.RUNNING else None,
         "events": f"/ws/workspaces/{workspace.id}/events",
         "address": workspace.address,
         "workdir": WORKDIR,

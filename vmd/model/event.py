@@ -20,6 +20,12 @@ class EventType(StrEnum):
     OPERATION_PROGRESS = "operation.progress"  # status, progress
     OPERATION_LOG = "operation.log"  # lines: [{seq, time, stream, message}]
     OPERATION_FINISHED = "operation.finished"  # type, status, result, error
+    COMMAND_STARTED = "command.started"  # command_id, command
+    COMMAND_FINISHED = "command.finished"  # command_id, status, exit_code, signal
+    SHELL_STARTED = "shell.started"  # session_id, command
+    SHELL_ATTACHED = "shell.attached"  # session_id
+    SHELL_DETACHED = "shell.detached"  # session_id: nobody is attached any more
+    SHELL_FINISHED = "shell.finished"  # session_id, exit_code
 
 
 @frozen(kw_only=True, cache_hash=True)

@@ -50,6 +50,7 @@ class Phase(StrEnum):
     START = "start"
     CLONE = "clone"
     PROVISION = "provision"
+    RUN = "run"  # a command
     STOP = "stop"
     SWAP = "swap"
     DESTROY = "destroy"

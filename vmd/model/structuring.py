@@ -58,6 +58,7 @@ def _make_converter() -> cattrs.Converter:
     for cls in _JSON_NAMES:
         converter.register_structure_hook(cls, _structure_scalar)
     converter.register_structure_hook_factory(_is_optional, lambda cls: _optional_hook(converter, cls))
+    converter.register_structure_hook_factory(_is_choice, lambda cls: _choice_hook(converter, cls))
     converter.register_structure_hook_factory(
         lambda cls: _origin(cls) in (tuple, dict), lambda cls: _container_hook(converter, cls)
     )
@@ -93,6 +94,31 @@ def _structure_enum(value: Any, cls: Any) -> Any:
 
 def _is_optional(cls: Any) -> bool:
     return get_origin(cls) in (Union, types.UnionType) and bool({type(None), UnsetType} & set(get_args(cls)))
+
+
+def _is_choice(cls: Any) -> bool:
+    return get_origin(cls) in (Union, types.UnionType) and not _is_optional(cls)
+
+
+def _choice_hook(converter: cattrs.Converter, cls: Any) -> Hook:
+    """Tell an array from a string: whichever comes is judged as the member of its kind."""
+    members = get_args(cls)
+    arrays = [member for member in members if _bare(member) is tuple]
+    others = [member for member in members if _bare(member) is not tuple]
+
+    def hook(value: Any, _: Any) -> Any:
+        wanted = arrays if isinstance(value, list) else others
+        if not wanted or not isinstance(value, list | str):
+            raise _Misfit("must be a string or an array of strings")
+        return converter.structure(value, wanted[0])
+
+    return hook
+
+
+def _bare(cls: Any) -> Any:
+    """Return what a type is without its constraints and elements."""
+    bare = get_args(cls)[0] if get_origin(cls) is Annotated else cls
+    return get_origin(bare) or bare
 
 
 def _optional_hook(converter: cattrs.Converter, cls: Any) -> Hook:

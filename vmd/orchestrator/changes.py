@@ -70,7 +70,7 @@ def begin(
         may_cancel=kind in _CANCELLABLE,
         progress=Progress(phase=Phase.QUEUED, message="Waiting for a worker."),
     )
-    _insert(tx, operation, workspace, {"previous": workspace.status, **given})
+    record(tx, operation, workspace, {"previous": workspace.status, **given})
     held = evolve(workspace, current_operation=operation, status=to or workspace.status)
     if actor.user_id != "system":
         held = evolve(held, last_activity_at=tx.now)
@@ -97,7 +97,7 @@ def satisfied(
         ),
         result={"changed": is_changed},
     )
-    _insert(tx, operation, workspace, {})
+    record(tx, operation, workspace, {})
     data = {"type": kind, "status": operation.status, "result": operation.result, "error": None}
     _emit(tx, EventType.OPERATION_FINISHED, workspace, actor.name, operation.id, data)
     return operation
@@ -164,7 +164,8 @@ def require_version(workspace: Workspace, version: int | None) -> None:
         )
 
 
-def _insert(tx: Transaction, operation: Operation, workspace: Workspace, given: dict[str, Any]) -> None:
+def record(tx: Transaction, operation: Operation, workspace: Workspace, given: dict[str, Any]) -> None:
+    """Write a new operation and tell of it."""
     insert_operation(tx, operation, workspace.owner_id, given)
     tx.emit(
         EventType.OPERATION_CREATED,

@@ -11,6 +11,7 @@ from vmd.model.event import EventType
 from vmd.model.operation import OperationType
 from vmd.model.workspace import Health, Status, Workspace
 from vmd.operations.queue import OperationQueue
+from vmd.orchestrator.activity import Signs
 from vmd.orchestrator.changes import begin
 from vmd.orchestrator.permissions import get_workspace, require_scope
 from vmd.store.clocks import (
@@ -62,6 +63,7 @@ class Activity:
 
     last_activity_at: datetime
     counts: tuple[str, ...]
+    now: tuple[str, ...]  # which of these keep it from being idle at this moment
 
 
 @frozen(kw_only=True)
@@ -74,16 +76,23 @@ class Lifetime:
     last_fired: Fired | None
 
 
-_COUNTS = ("changes and actions through the API", "running operations")
+_COUNTS = (
+    "changes and actions through the API",
+    "running operations",
+    "running commands",
+    "input and output of shells",
+    "the machine's processors, above janitor.busy_cpu_percent of one",
+)
 _LEADS_TO = {Clock.IDLE: "stop", Clock.TTL: "trash", Clock.TRASH: "delete"}
 
 
 class Lifetimes:
     """The use cases of clocks."""
 
-    def __init__(self, database: Database, queue: OperationQueue, retention: Retention) -> None:
+    def __init__(self, database: Database, queue: OperationQueue, signs: Signs, retention: Retention) -> None:
         self._database = database
         self._queue = queue
+        self._signs = signs
         self._retention = retention
 
     async def get(self, actor: Actor, workspace_id: str) -> Lifetime:
@@ -95,7 +104,11 @@ class Lifetimes:
             return Lifetime(
                 next=self._next(workspace),
                 held_by=_holds(workspace),
-                activity=Activity(last_activity_at=workspace.last_activity_at, counts=_COUNTS),
+                activity=Activity(
+                    last_activity_at=workspace.last_activity_at,
+                    counts=_COUNTS,
+                    now=self._signs.now(tx, workspace),
+                ),
                 last_fired=find_fired(tx, workspace_id),
             )
 

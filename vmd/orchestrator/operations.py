@@ -14,6 +14,7 @@ from vmd.model.operation import Job, LogLine, Operation
 from vmd.model.page import Page
 from vmd.operations.queue import OperationQueue
 from vmd.orchestrator.changes import cancel_job
+from vmd.orchestrator.commands import Commands
 from vmd.orchestrator.outcomes import as_before
 from vmd.orchestrator.permissions import may_see, require_scope
 from vmd.store.database import Database, Transaction
@@ -25,10 +26,11 @@ LOG_BATCH = 500
 class Operations:
     """The use cases of operations."""
 
-    def __init__(self, database: Database, hub: Hub, queue: OperationQueue) -> None:
+    def __init__(self, database: Database, hub: Hub, queue: OperationQueue, commands: Commands) -> None:
         self._database = database
         self._hub = hub
         self._queue = queue
+        self._commands = commands
 
     async def list(
         self, actor: Actor, wanted: OperationFilter, after: str | None, limit: int
@@ -97,6 +99,9 @@ class Operations:
             return _get_job(tx, actor, operation_id).operation
 
         operation = await self._database.write(unit)
+        if operation.command_id is not None:
+            await self._commands.terminate(operation.workspace_id or "", operation.command_id)
+            return operation
         for left in interrupted:
             self._queue.interrupt(left)
         return operation

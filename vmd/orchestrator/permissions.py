@@ -2,7 +2,7 @@
 
 from vmd.model.account import Actor, Scope
 from vmd.model.errors import ErrorCode, Refused, not_found
-from vmd.model.workspace import Workspace
+from vmd.model.workspace import Status, Workspace
 from vmd.store.database import Transaction
 from vmd.store.workspaces import find_workspace
 
@@ -45,3 +45,16 @@ def get_workspace(tx: Transaction, actor: Actor, workspace_id: str) -> Workspace
     if workspace is None or not may_see(actor, workspace.id, workspace.owner_id):
         raise not_found("workspace", workspace_id)
     return workspace
+
+
+def get_running(tx: Transaction, actor: Actor, workspace_id: str, what: str) -> Workspace:
+    """Return a workspace that the actor may see and whose machine runs; `what` is wanted of it."""
+    workspace = get_workspace(tx, actor, workspace_id)
+    if workspace.status is Status.RUNNING and workspace.provider_ref is not None:
+        return workspace
+    allowed = workspace.allowed_actions
+    raise Refused(
+        ErrorCode.INVALID_STATE,
+        f"A workspace that is {workspace.status} cannot {what}; allowed now: {', '.join(allowed)}.",
+        allowed_actions=allowed,
+    )

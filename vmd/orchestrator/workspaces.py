@@ -31,9 +31,10 @@ from vmd.orchestrator.changes import (
     supersede,
 )
 from vmd.orchestrator.machines import Machines
-from vmd.orchestrator.permissions import get_workspace, require_scope
+from vmd.orchestrator.permissions import get_running, get_workspace, require_scope
 from vmd.orchestrator.planning import Planner, name_taken
 from vmd.orchestrator.quota import Quota, Quotas
+from vmd.orchestrator.refusals import refused_by_provider
 from vmd.orchestrator.templates import Catalogue
 from vmd.providers.base import ProviderError, ProviderUnavailable, Stats
 from vmd.store.database import Database, Transaction
@@ -206,21 +207,12 @@ class Workspaces:
 
     async def stats(self, actor: Actor, workspace_id: str) -> tuple[datetime, Stats]:
         """Return when, and what the running machine used then."""
-        workspace = await self.get(actor, workspace_id)
-        if workspace.status is not Status.RUNNING or workspace.provider_ref is None:
-            allowed = workspace.allowed_actions
-            raise Refused(
-                ErrorCode.INVALID_STATE,
-                f"A workspace that is {workspace.status} uses nothing to tell of; "
-                f"allowed now: {', '.join(allowed)}.",
-                allowed_actions=allowed,
-            )
+        require_scope(actor, Scope.READ)
+        workspace = await self._database.read(lambda tx: get_running(tx, actor, workspace_id, "be measured"))
         try:
-            stats = await self._machines.provider(workspace.provider).stats(workspace.provider_ref)
-        except ProviderUnavailable as error:
-            raise Refused(ErrorCode.PROVIDER_UNAVAILABLE, str(error), retry_after_seconds=5) from None
-        except ProviderError as error:
-            raise Refused(ErrorCode.PROVIDER_ERROR, str(error)) from None
+            stats = await self._machines.provider(workspace.provider).stats(workspace.provider_ref or "")
+        except (ProviderError, ProviderUnavailable) as error:
+            raise refused_by_provider(error) from None
         return await self._database.read(lambda tx: tx.now), stats
 
     def _tell_queue(self, interrupted: Sequence[str]) -> None:

@@ -5,9 +5,52 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # The step that leads to a version from the one before it. Version 1 is the first that was released.
-STEPS: Mapping[int, str] = {}
+STEPS: Mapping[int, str] = {
+    2: """
+CREATE TABLE commands (
+    id TEXT PRIMARY KEY,
+    workspace_id TEXT NOT NULL REFERENCES workspaces (id),
+    operation_id TEXT NOT NULL,
+    actor TEXT NOT NULL,
+    command TEXT NOT NULL,
+    cwd TEXT NOT NULL,
+    user TEXT,
+    timeout_seconds REAL,
+    status TEXT NOT NULL,
+    exit_code INTEGER,
+    signal TEXT,
+    created_at INTEGER NOT NULL,
+    started_at INTEGER NOT NULL,
+    finished_at INTEGER,
+    stdout_bytes INTEGER NOT NULL DEFAULT 0,
+    stderr_bytes INTEGER NOT NULL DEFAULT 0,
+    stdout_dropped_bytes INTEGER NOT NULL DEFAULT 0,
+    stderr_dropped_bytes INTEGER NOT NULL DEFAULT 0
+) STRICT;
+
+CREATE INDEX commands_by_workspace ON commands (workspace_id, id);
+CREATE INDEX commands_unfinished ON commands (workspace_id) WHERE finished_at IS NULL;
+CREATE INDEX commands_by_finish ON commands (finished_at) WHERE finished_at IS NOT NULL;
+
+CREATE TABLE shells (
+    id TEXT PRIMARY KEY,
+    workspace_id TEXT NOT NULL REFERENCES workspaces (id),
+    actor TEXT NOT NULL,
+    command TEXT, -- NULL for a login shell
+    persistence TEXT NOT NULL,
+    status TEXT NOT NULL,
+    exit_code INTEGER,
+    created_at INTEGER NOT NULL,
+    detached_at INTEGER, -- since when nobody is attached
+    finished_at INTEGER
+) STRICT;
+
+CREATE INDEX shells_by_workspace ON shells (workspace_id, id);
+CREATE INDEX shells_detached ON shells (detached_at) WHERE detached_at IS NOT NULL;
+""",
+}
 
 
 class NewerSchemaError(Exception):

@@ -35,10 +35,10 @@ o.attempt AS op_attempt
 _JOB_COLUMNS = f"{OPERATION_COLUMNS}, o.owner_id, o.input, o.checkpoint, o.verdict"
 
 INSERT_OPERATION = """
-INSERT INTO operations (id, type, status, owner_id, workspace_id, actor, input, checkpoint, may_cancel,
-    attempt, progress, result, created_at, started_at, finished_at)
-VALUES (:id, :type, :status, :owner_id, :workspace_id, :actor, :input, '{}', :may_cancel,
-    0, :progress, :result, :created_at, :started_at, :finished_at)
+INSERT INTO operations (id, type, status, owner_id, workspace_id, command_id, actor, input, checkpoint,
+    may_cancel, attempt, progress, result, created_at, started_at, finished_at)
+VALUES (:id, :type, :status, :owner_id, :workspace_id, :command_id, :actor, :input, '{}',
+    :may_cancel, :attempt, :progress, :result, :created_at, :started_at, :finished_at)
 """
 FIND_JOB = f"SELECT {_JOB_COLUMNS} FROM operations o WHERE o.id = :id"
 UPDATE_JOB = """
@@ -48,9 +48,10 @@ UPDATE operations SET status = :status, input = :input, checkpoint = :checkpoint
 WHERE id = :id
 """
 # Whoever has the fewest workers is served first, then who came first; a workspace has one worker at a time.
+# Commands need none: their machine runs them.
 FIND_NEXT = f"""
 SELECT {_JOB_COLUMNS} FROM operations o
-WHERE o.status IN ('pending', 'running', 'cancelling')
+WHERE o.status IN ('pending', 'running', 'cancelling') AND o.type <> 'command'
     AND o.id NOT IN (SELECT value FROM json_each(:active))
     AND (o.not_before IS NULL OR o.not_before <= :now)
     AND NOT EXISTS (SELECT 1 FROM operations a
@@ -121,9 +122,11 @@ def insert_operation(tx: Transaction, operation: Operation, owner_id: str, given
             "status": operation.status,
             "owner_id": owner_id,
             "workspace_id": operation.workspace_id,
+            "command_id": operation.command_id,
             "actor": operation.actor,
             "input": encode(given),
             "may_cancel": operation.may_cancel,
+            "attempt": operation.attempt,
             "progress": encode(operation.progress),
             "result": optional_json(operation.result),
             "created_at": millis(operation.created_at),

@@ -1,7 +1,7 @@
 """Workspaces and the values of their secrets."""
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from attrs import evolve, frozen
@@ -72,7 +72,14 @@ UPDATE workspaces SET deleted_at = :now, updated_at = :now, version = version + 
     provider_ref = NULL, address = NULL
 WHERE id = :id AND deleted_at IS NULL
 """
-TOUCH_WORKSPACE = "UPDATE workspaces SET last_activity_at = :now WHERE id = :id AND deleted_at IS NULL"
+TOUCH_WORKSPACES = """
+UPDATE workspaces SET last_activity_at = :now
+WHERE id IN (SELECT value FROM json_each(:ids)) AND deleted_at IS NULL
+"""
+TOUCH_COMMANDING = """
+UPDATE workspaces SET last_activity_at = :now
+WHERE id IN (SELECT workspace_id FROM commands WHERE finished_at IS NULL) AND deleted_at IS NULL
+"""
 MARK_HEALTH = """
 UPDATE workspaces SET health = :health, version = version + 1, updated_at = :now
 WHERE provider = :provider AND deleted_at IS NULL AND health <> :health
@@ -177,9 +184,15 @@ def delete_workspace(tx: Transaction, workspace_id: str) -> None:
     tx.execute(DELETE_SECRETS, {"id": workspace_id})
 
 
-def touch_workspace(tx: Transaction, workspace_id: str) -> None:
-    """Note that a workspace is in use now."""
-    tx.execute(TOUCH_WORKSPACE, {"id": workspace_id, "now": millis(tx.now)})
+def touch_workspaces(tx: Transaction, workspace_ids: Collection[str]) -> None:
+    """Note that these workspaces are in use now."""
+    if workspace_ids:
+        tx.execute(TOUCH_WORKSPACES, {"ids": encode(sorted(workspace_ids)), "now": millis(tx.now)})
+
+
+def touch_commanding(tx: Transaction) -> None:
+    """Note that the workspaces in which commands run are in use now."""
+    tx.execute(TOUCH_COMMANDING, {"now": millis(tx.now)})
 
 
 def mark_health(tx: Transaction, provider: str, health: Health) -> list[tuple[str, str]]:
