@@ -17,6 +17,7 @@ from vmd.http.operations import OperationHandlers
 from vmd.http.service import ServiceHandlers
 from vmd.http.shells import ShellHandlers
 from vmd.http.sockets import Sockets
+from vmd.http.streams import Streams
 from vmd.http.workspaces import WorkspaceHandlers
 from vmd.orchestrator.accounts import Accounts
 from vmd.orchestrator.commands import Commands
@@ -57,12 +58,14 @@ def make_app(
     gate = Gate(use_cases.accounts, use_cases.tickets, hosts=hosts, control_path=control_path)
     app = web.Application(middlewares=[make_middleware(gate)], client_max_size=MAX_BODY_BYTES)
     sockets = Sockets(frozenset(origins))
-    app.add_routes(_routes(use_cases, sockets, lambda: gate.is_closing))
+    streams = Streams()
+    app.add_routes(_routes(use_cases, sockets, streams, lambda: gate.is_closing))
     app.add_routes(ControlHandlers(gate, use_cases.doctor).routes())
     app.on_response_prepare.append(mark_response)
 
     async def close(_: web.Application) -> None:
         gate.is_closing = True
+        await streams.close_all()
         await sockets.close_all()
 
     app.on_shutdown.append(close)
@@ -86,19 +89,22 @@ def make_specification() -> dict[str, Any]:
         tickets=nothing,
         provider_status=dict,
     )
-    return specification(_routes(use_cases, Sockets(frozenset())), PUBLIC_PATHS)
+    return specification(_routes(use_cases, Sockets(frozenset()), Streams()), PUBLIC_PATHS)
 
 
 def _routes(
-    use_cases: UseCases, sockets: Sockets, is_closing: Callable[[], bool] = lambda: False
+    use_cases: UseCases,
+    sockets: Sockets,
+    streams: Streams,
+    is_closing: Callable[[], bool] = lambda: False,
 ) -> list[web.RouteDef]:
     shells = ShellHandlers(use_cases.shells, sockets)
     events = EventHandlers(use_cases.happenings, use_cases.tickets, sockets)
     socket_routes = [*events.socket_routes(), *shells.socket_routes()]
     below_base = [
         *WorkspaceHandlers(use_cases.workspaces, use_cases.lifetimes).routes(),
-        *OperationHandlers(use_cases.operations, is_closing).routes(),
-        *CommandHandlers(use_cases.commands).routes(),
+        *OperationHandlers(use_cases.operations, streams, is_closing).routes(),
+        *CommandHandlers(use_cases.commands, streams).routes(),
         *shells.routes(),
         *AccountHandlers(use_cases.accounts, use_cases.quotas).routes(),
         *events.routes(),

@@ -9,6 +9,7 @@ from attrs import frozen
 from msgspec import Meta
 
 from vmd.http.openapi import docs, refuses, returns, takes
+from vmd.http.streams import Streams
 from vmd.http.wire import (
     ACTOR,
     DEFAULT_LIMIT,
@@ -31,6 +32,7 @@ from vmd.orchestrator.commands import Commands, Printed
 from vmd.providers.process import Chunk, Stream
 
 NDJSON = "application/x-ndjson"
+OCTETS = "application/octet-stream"
 MAX_OFFSET = 1 << 62
 
 _TAGS = ["commands"]
@@ -90,8 +92,9 @@ class StreamQuery:
 class CommandHandlers:
     """The handlers of `/workspaces/{id}/commands`."""
 
-    def __init__(self, commands: Commands) -> None:
+    def __init__(self, commands: Commands, streams: Streams) -> None:
         self._commands = commands
+        self._streams = streams
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes below the base path."""
@@ -149,7 +152,7 @@ class CommandHandlers:
 
     @docs(tags=_TAGS, summary="Read what a command printed", description=_OUTPUT_DESCRIPTION)
     @takes(query=OutputQuery)
-    @returns(200, bytes, "The bytes.", content_type="application/octet-stream", headers=("Vmd-Offset",))
+    @returns(200, bytes, "The bytes.", content_type=OCTETS, headers=("Vmd-Offset",))
     @refuses(ErrorCode.PROVIDER_ERROR, ErrorCode.PROVIDER_UNAVAILABLE)
     async def output(self, request: web.Request) -> web.StreamResponse:
         """Send the bytes of one stream."""
@@ -162,14 +165,12 @@ class CommandHandlers:
         async with aclosing(chunks):
             first = None if query.follow else await anext(chunks, None)  # it may be a refusal
             begin = max(query.offset, dropped) if first is None else first.offset
-            headers = {"Content-Type": "application/octet-stream", "Vmd-Offset": str(begin)}
-            response = web.StreamResponse(headers=headers)
-            await response.prepare(request)
-            if first is not None:
-                await write_or_abort(request, response, first.data)
-            async for chunk in chunks:
-                await write_or_abort(request, response, chunk.data)
-        await response.write_eof()
+            headers = {"Vmd-Offset": str(begin)}
+            async with self._streams.open(request, OCTETS, **headers) as response:
+                if first is not None:
+                    await write_or_abort(request, response, first.data)
+                async for chunk in chunks:
+                    await write_or_abort(request, response, chunk.data)
         return response
 
     @docs(
@@ -207,19 +208,16 @@ class CommandHandlers:
     async def _send_stream(
         self, request: web.Request, command_id: str, offsets: dict[Stream, int], start: dict[str, str]
     ) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": NDJSON})
-        await response.prepare(request)
-        await write_or_abort(request, response, encode_json(start) + b"\n")
         items = self._commands.follow(request[ACTOR], request.match_info["id"], command_id, offsets)
-        texts = {stream: _Pieces(stream, offsets.get(stream, 0)) for stream in Stream}
-        async with aclosing(items):
+        texts = {stream: Pieces(stream, offsets.get(stream, 0)) for stream in Stream}
+        async with self._streams.open(request, NDJSON) as response, aclosing(items):
+            await write_or_abort(request, response, encode_json(start) + b"\n")
             async for item in items:
                 await write_or_abort(request, response, _lines(item, texts))
-        await response.write_eof()
         return response
 
 
-class _Pieces:
+class Pieces:
     """One stream's chunks as lines; a character whose bytes come in two chunks is kept in one piece."""
 
     def __init__(self, stream: Stream, offset: int) -> None:
@@ -257,7 +255,7 @@ class _Pieces:
             return _line(type=self._stream, data=text, offset=offset, encoding="base64")
 
 
-def _lines(item: Printed | Command, texts: dict[Stream, _Pieces]) -> bytes:
+def _lines(item: Printed | Command, texts: dict[Stream, Pieces]) -> bytes:
     if isinstance(item, Printed):
         return texts[item.stream].feed(item.chunk)
     last = b"".join(pieces.finish() for pieces in texts.values())
@@ -274,7 +272,7 @@ def _whole_characters(data: bytes) -> int:
         byte = data[-back]
         if byte < 0x80:
             return len(data)
-        if byte >= 0xC0:
+        if 0xC2 <= byte <= 0xF4:
             size = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
             return len(data) - back if back < size else len(data)
     return len(data)

@@ -9,6 +9,7 @@ from attrs import frozen
 from msgspec import Meta
 
 from vmd.http.openapi import docs, refuses, returns, takes
+from vmd.http.streams import LOOK_SECONDS, Streams, has_left
 from vmd.http.wire import (
     ACTOR,
     DEFAULT_LIMIT,
@@ -26,8 +27,6 @@ from vmd.model.errors import ErrorCode
 from vmd.model.operation import LogLine, Operation, OperationStatus, OperationType
 from vmd.orchestrator.operations import Operations
 from vmd.store.operations import OperationFilter
-
-LOOK_SECONDS = 5.0  # how often a wait looks whether its client is still there
 
 _TAGS = ["operations"]
 
@@ -70,8 +69,9 @@ class LogsQuery:
 class OperationHandlers:
     """The handlers of `/operations`."""
 
-    def __init__(self, operations: Operations, is_closing: Callable[[], bool]) -> None:
+    def __init__(self, operations: Operations, streams: Streams, is_closing: Callable[[], bool]) -> None:
         self._operations = operations
+        self._streams = streams
         self._is_closing = is_closing
 
     def routes(self) -> list[web.RouteDef]:
@@ -119,8 +119,7 @@ class OperationHandlers:
             slice_seconds = min(remaining, LOOK_SECONDS)
             operation = await self._operations.wait(request[ACTOR], request.match_info["id"], slice_seconds)
             remaining -= slice_seconds
-            has_left = request.transport is None or request.transport.is_closing()
-            if operation.is_final or remaining <= 0 or has_left or self._is_closing():
+            if operation.is_final or remaining <= 0 or has_left(request) or self._is_closing():
                 return respond(operation)
 
     @docs(tags=_TAGS, summary="Read an operation's log", description="One JSON object a line.")
@@ -131,14 +130,11 @@ class OperationHandlers:
         query = read_query(request, LogsQuery)
         actor, operation_id = request[ACTOR], request.match_info["id"]
         await self._operations.get(actor, operation_id)
-        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        await response.prepare(request)
         batches = self._operations.logs(actor, operation_id, query.after, follow=query.follow)
-        async with aclosing(batches):
+        async with self._streams.open(request, "application/x-ndjson") as response, aclosing(batches):
             async for lines in batches:
                 chunk = b"".join(encode_json(line) + b"\n" for line in lines)
                 await write_or_abort(request, response, chunk)
-        await response.write_eof()
         return response
 
     @docs(tags=_TAGS, summary="Cancel an operation")

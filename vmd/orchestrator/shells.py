@@ -281,11 +281,12 @@ class Shells:
             raise refused_by_provider(error) from None
 
     async def exit_code(self, shell: Shell) -> int | None:
-        """Return how a shell whose output has ended did."""
+        """Return how a shell whose output has ended did; the books know it by then."""
         supervisor = self._supervisors.find(shell.workspace_id)
         with contextlib.suppress(ProviderUnavailable):
             report = None if supervisor is None else await supervisor.look(shell.id)
-            if report is not None:
+            if report is not None and report.state is not ProcessState.RUNNING:
+                await self._write_end(shell, report.exit_code)
                 return report.exit_code
         return None
 

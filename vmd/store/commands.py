@@ -33,7 +33,8 @@ VALUES (:id, :workspace_id, :operation_id, :actor, :command, :cwd, :user, :timeo
 """
 UPDATE_COMMAND = """
 UPDATE commands SET status = :status, exit_code = :exit_code, signal = :signal, finished_at = :finished_at,
-    stdout_bytes = :stdout_bytes, stderr_bytes = :stderr_bytes, stdout_dropped_bytes = :stdout_dropped_bytes, stderr_dropped_bytes = :stderr_dropped_bytes
+    stdout_bytes = :stdout_bytes, stderr_bytes = :stderr_bytes,
+    stdout_dropped_bytes = :stdout_dropped_bytes, stderr_dropped_bytes = :stderr_dropped_bytes
 WHERE id = :id
 """
 DELETE_OLD_COMMANDS = """

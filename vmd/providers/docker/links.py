@@ -19,7 +19,7 @@ until [ -e /run/vmd/ready ]; do sleep 0.02; done
 exec "$1" connect {STATE_DIRECTORY}
 """
 _INSTALL = f"""
-umask 077; cd {STATE_DIRECTORY} || exit
+umask 077; mkdir -p {STATE_DIRECTORY} && cd {STATE_DIRECTORY} || exit
 for old in supervisor-*; do [ "$old" = "${{1##*/}}" ] || rm -f "$old"; done
 cat >"$1.new" && chmod 0700 "$1.new" && mv "$1.new" "$1"
 """
