@@ -167,7 +167,7 @@ def test_a_firing_that_was_put_off_is_announced_again(tx: Transaction) -> None:
 
 def test_every_clock_of_a_workspace_is_announced_once(tx: Transaction) -> None:
     add_workspace(
-        tx, expires_at=NOW + MINUTE, idle_timeout_seconds=60, last_activity_at=NOW + timedelta(seconds=1)
+        tx, expires_at=NOW + MINUTE, idle_timeout_seconds=60, last_activity_at=NOW - timedelta(seconds=40)
     )
     announced = []
     for _ in range(4):  # as many sweeps
@@ -211,3 +211,10 @@ def test_the_clock_that_fired_last_is_known(tx: Transaction) -> None:
     mark_fired(tx, workspace.id, Clock.TTL)
     assert find_fired(tx, workspace.id) == Fired(clock=Clock.TTL, at=NOW + MINUTE)
     assert find_fired(tx, "ws-0000000000") is None
+
+
+def test_the_idle_clock_is_not_announced_while_there_is_use(tx: Transaction) -> None:
+    add_workspace(tx, idle_timeout_seconds=60, last_activity_at=NOW - timedelta(seconds=29))
+    assert unwarned(tx, NOW + 10 * MINUTE) == []
+    add_workspace(tx, name="resting", idle_timeout_seconds=60, last_activity_at=NOW - timedelta(seconds=31))
+    assert [firing.clock for firing in unwarned(tx, NOW + 10 * MINUTE)] == [Clock.IDLE]

@@ -38,14 +38,17 @@ class Fired:
 
 _FIRED = decoder(Fired)
 
+# The idle clock is announced in the second half of its time at the earliest, or use would announce it again
+# and again.
 _RUNNING_OUT = """
 (
     SELECT id, 'ttl' AS clock, expires_at AS at FROM workspaces
     WHERE status IN ('running', 'stopped', 'failed') AND expires_at <= :until AND deleted_at IS NULL
     UNION ALL
     SELECT id, 'idle', last_activity_at + idle_timeout_seconds * 1000 FROM workspaces
-    WHERE status = 'running' AND last_activity_at + idle_timeout_seconds * 1000 <= :until
-        AND deleted_at IS NULL
+    WHERE status = 'running' AND deleted_at IS NULL
+        AND last_activity_at + idle_timeout_seconds * 1000
+            <= :until - max(0, :notice_ms - idle_timeout_seconds * 500)
     UNION ALL
     SELECT id, 'trash', trashed_at + :grace_ms FROM workspaces
     WHERE status = 'trashed' AND trashed_at + :grace_ms <= :until AND deleted_at IS NULL
@@ -110,6 +113,7 @@ def _firings(
 ) -> list[Firing]:
     values: dict[str, Any] = {
         "until": millis(until),
+        "notice_ms": millis(until) - millis(tx.now),
         "grace_ms": grace_seconds * 1000,
         "limit": limit,
         **others,
