@@ -119,8 +119,8 @@ class Daemon:
         self._sweeps = (
             signs.write_down,
             self._lifetimes.sweep,
-            commands.forget_old,
-            self._shells.end_detached,
+            commands.ends.forget_old,
+            self._shells.ends.end_detached,
         )
         self._machines = machines
         use_cases = UseCases(
@@ -156,7 +156,7 @@ class Daemon:
     async def work(self) -> None:
         """Run operations, watch providers, sweep, and answer everybody."""
         await self._listen()
-        await self._shells.begin()
+        await self._shells.ends.begin()
         self._queue.start()
         for name in self._providers:
             self._spawn(self._machines.watch(name, self._queue.wake))

@@ -6,10 +6,10 @@ from attrs import field, frozen
 from msgspec import Meta
 
 from vmd.model.workspace import Resources, ShortName
-from vmd.orchestrator.commands import CommandOptions
+from vmd.orchestrator.command_ends import CommandOptions
 from vmd.orchestrator.lifecycle import Deadlines
 from vmd.orchestrator.quota import Limits
-from vmd.orchestrator.shells import ShellOptions
+from vmd.orchestrator.shell_ends import ShellOptions
 
 DAY_SECONDS = 24 * 3600
 Seconds = Annotated[int, Meta(ge=0, le=3650 * DAY_SECONDS)]

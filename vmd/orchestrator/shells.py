@@ -3,13 +3,11 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from datetime import timedelta
-from typing import Annotated, Any
+from typing import Any
 
 from attrs import evolve, frozen
-from msgspec import Meta
 
 from vmd.model.account import Actor, Scope
 from vmd.model.errors import not_found
@@ -17,9 +15,10 @@ from vmd.model.event import EventType
 from vmd.model.page import Page
 from vmd.model.shell import Persistence, Shell, ShellStatus
 from vmd.model.workspace import WORKDIR, Workspace
-from vmd.orchestrator.outputs import TERMINAL_WINDOW_BYTES, OutputBytes, Outputs
+from vmd.orchestrator.outputs import TERMINAL_WINDOW_BYTES, Outputs
 from vmd.orchestrator.permissions import get_running, get_workspace, require_scope
 from vmd.orchestrator.refusals import refused_by_provider
+from vmd.orchestrator.shell_ends import PREFIX, ShellEnds, ShellOptions, tell
 from vmd.orchestrator.supervisors import Supervisors
 from vmd.providers.base import ProviderError, ProviderUnavailable
 from vmd.providers.process import (
@@ -33,29 +32,12 @@ from vmd.providers.process import (
 )
 from vmd.store.database import Database, Transaction
 from vmd.store.shells import (
-    delete_shell,
     find_shell,
     insert_shell,
-    list_detached,
     list_shells,
-    list_shells_of,
-    mark_all_detached,
     update_shell,
 )
 from vmd.store.workspaces import find_workspace, list_secrets
-
-PREFIX = "sh"
-MAX_DETACH_SECONDS = 30 * 24 * 3600
-MAX_ENDED_PER_SWEEP = 200
-
-
-@frozen(kw_only=True)
-class ShellOptions:
-    """What is kept of shells."""
-
-    # How long one goes on with nobody attached, or can be read after its end.
-    detach_seconds: Annotated[int, Meta(ge=0, le=MAX_DETACH_SECONDS)] = 15 * 60
-    output_bytes: OutputBytes = 2 * 1024 * 1024  # that can be replayed, at least four fifths of it
 
 
 @frozen(kw_only=True)
@@ -126,8 +108,7 @@ class Shells:
         self._options = options
         self._touch = touch
         self._attached: dict[str, set[Attachment]] = {}
-        self._beginning: set[str] = set()
-        supervisors.add_listener(self)
+        self.ends = ShellEnds(database, supervisors, options, self._attached.__contains__)
 
     # What is asked.
 
@@ -159,9 +140,9 @@ class Shells:
                 detached_at=None,
                 finished_at=None,
             )
-            self._beginning.add(shell.id)
+            self.ends.beginning.add(shell.id)
             insert_shell(tx, shell)
-            _tell(tx, EventType.SHELL_STARTED, workspace.owner_id, shell, command=command)
+            tell(tx, EventType.SHELL_STARTED, workspace.owner_id, shell, command=command)
             return workspace, shell, list_secrets(tx, workspace.id)
 
         workspace, shell, secrets = await self._database.write(unit)
@@ -177,10 +158,10 @@ class Shells:
             supervisor = await self._supervisors.of(workspace)
             await supervisor.start(spec)
         except (ProviderError, ProviderUnavailable) as error:
-            await self._write_end(shell, None)
+            await self.ends.write(shell, None)
             raise refused_by_provider(error) from None
         finally:
-            self._beginning.discard(shell.id)
+            self.ends.beginning.discard(shell.id)
         if supervisor.persistence is not shell.persistence:
             shell = evolve(shell, persistence=supervisor.persistence)
             await self._database.write(lambda tx: update_shell(tx, shell))
@@ -286,7 +267,7 @@ class Shells:
         with contextlib.suppress(ProviderUnavailable):
             report = None if supervisor is None else await supervisor.look(shell.id)
             if report is not None and report.state is not ProcessState.RUNNING:
-                await self._write_end(shell, report.exit_code)
+                await self.ends.write(shell, report.exit_code)
                 return report.exit_code
         return None
 
@@ -303,7 +284,7 @@ class Shells:
             workspace = find_workspace(tx, attachment.shell.workspace_id)
             if shell is not None and workspace is not None and shell.detached_at is None:
                 update_shell(tx, evolve(shell, detached_at=tx.now))
-                _tell(tx, EventType.SHELL_DETACHED, workspace.owner_id, shell)
+                tell(tx, EventType.SHELL_DETACHED, workspace.owner_id, shell)
 
         await self._database.write(unit)
 
@@ -317,80 +298,9 @@ class Shells:
             shell = find_shell(tx, workspace.id, shell_id)
             if shell is not None and shell.status is ShellStatus.RUNNING:
                 update_shell(tx, evolve(shell, detached_at=None))
-                _tell(tx, EventType.SHELL_ATTACHED, workspace.owner_id, shell)
+                tell(tx, EventType.SHELL_ATTACHED, workspace.owner_id, shell)
 
         await self._database.write(unit)
-
-    # Listening to supervisors.
-
-    async def found(
-        self, workspace: Workspace, supervisor: Supervisor, reports: Sequence[ProcessReport]
-    ) -> None:
-        """Settle what ended unseen, and have ended what the books do not know."""
-        by_id = {report.id: report for report in reports if report.id.startswith(f"{PREFIX}-")}
-        shells = await self._database.read(lambda tx: list_shells_of(tx, workspace.id))
-        for shell in shells:
-            report = by_id.pop(shell.id, None)
-            if shell.status is ShellStatus.EXITED or shell.id in self._beginning:
-                continue
-            if report is None or report.state is not ProcessState.RUNNING:
-                await self._write_end(shell, None if report is None else report.exit_code)
-        for report in by_id.values():
-            if report.state is ProcessState.RUNNING:
-                supervisor.end(report.id, signal.SIGHUP)
-            else:
-                supervisor.forget(report.id)
-
-    async def ended(self, workspace_id: str, supervisor: Supervisor, report: ProcessReport) -> None:
-        """Write the end of a shell."""
-        shell = await self._database.read(lambda tx: find_shell(tx, workspace_id, report.id))
-        if shell is not None:
-            await self._write_end(shell, report.exit_code)
-
-    async def gone(self, workspace_id: str) -> None:
-        """Write the end of the shells of a machine that stopped."""
-        for shell in await self._database.read(lambda tx: list_shells_of(tx, workspace_id)):
-            await self._write_end(shell, None)
-
-    async def _write_end(self, shell: Shell, exit_code: int | None) -> None:
-        def unit(tx: Transaction) -> None:
-            latest = find_shell(tx, shell.workspace_id, shell.id)
-            if latest is None or latest.status is ShellStatus.EXITED:
-                return
-            workspace = find_workspace(tx, shell.workspace_id)
-            ended = evolve(
-                latest,
-                status=ShellStatus.EXITED,
-                exit_code=exit_code,
-                finished_at=tx.now,
-                detached_at=latest.detached_at or tx.now,
-            )
-            update_shell(tx, ended)
-            if workspace is not None:
-                _tell(tx, EventType.SHELL_FINISHED, workspace.owner_id, ended, exit_code=exit_code)
-
-        await self._database.write(unit)
-
-    # Forgetting.
-
-    async def begin(self) -> None:
-        """Take note that after a start nobody is attached to anything."""
-        await self._database.write(mark_all_detached)
-
-    async def end_detached(self) -> None:
-        """End shells that nobody came back to, and forget those that ended."""
-        age = timedelta(seconds=self._options.detach_seconds)
-        for shell in await self._database.read(lambda tx: list_detached(tx, age, MAX_ENDED_PER_SWEEP)):
-            supervisor = self._supervisors.find(shell.workspace_id)
-            if shell.id in self._attached:
-                continue
-            if shell.status is ShellStatus.RUNNING:
-                if supervisor is not None:
-                    supervisor.end(shell.id, signal.SIGHUP)
-                continue
-            if supervisor is not None:
-                supervisor.forget(shell.id)
-            await self._database.write(lambda tx, gone=shell.id: delete_shell(tx, gone))  # type: ignore[misc]
 
 
 def _get_attachable(
@@ -415,14 +325,3 @@ def _beginning(report: ProcessReport, offset: int | None) -> Beginning:
 
 async def _at_once(call: Callable[..., None], *arguments: Any) -> None:
     call(*arguments)
-
-
-def _tell(tx: Transaction, kind: EventType, owner_id: str, shell: Shell, **data: Any) -> None:
-    tx.emit(
-        kind,
-        actor=shell.actor,
-        owner_id=owner_id,
-        workspace_id=shell.workspace_id,
-        session_id=shell.id,
-        **data,
-    )
