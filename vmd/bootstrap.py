@@ -116,12 +116,7 @@ class Daemon:
         commands = Commands(self._database, machines, supervisors, outputs, settings.commands)
         self._shells = Shells(self._database, supervisors, outputs, settings.shell, signs.touch)
         self._lifetimes = Lifetimes(self._database, self._queue, signs, _retention(settings))
-        self._sweeps = (
-            signs.write_down,
-            self._lifetimes.sweep,
-            commands.ends.forget_old,
-            self._shells.ends.end_detached,
-        )
+        self._sweeps = (self._lifetimes.sweep, commands.ends.forget_old, self._shells.ends.end_detached)
         self._machines = machines
         use_cases = UseCases(
             workspaces=Workspaces(self._database, self._queue, machines, quotas, catalogue),

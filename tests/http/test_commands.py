@@ -149,6 +149,18 @@ async def test_a_running_command_is_signalled_and_its_operation_cancelled(house:
     assert (await _command(house.api, other))["signal"] == "TERM"
 
 
+async def test_the_same_key_signals_once(house: House) -> None:
+    workspace = await house.api.make()
+    operation = await _begin(house.api, workspace, "sleep 60")
+    path = f"/workspaces/{workspace['id']}/commands/{operation['command_id']}/signal"
+    headers = {"Idempotency-Key": "signal"}
+    first = await house.api.post(path, {"signal": "WINCH"}, headers=headers)
+    again = await house.api.post(path, {"signal": "WINCH"}, headers=headers)
+    assert (first.status, again.text) == (200, first.text)
+    other = await house.api.post(path, {"signal": "KILL"}, headers=headers)
+    assert (other.status, other.json["code"]) == (422, "idempotency-mismatch")
+
+
 async def test_a_timeout_ends_a_command(house: House) -> None:
     workspace = await house.api.make()
     operation = await _begin(house.api, workspace, "sleep 60", timeout_seconds=0.05)

@@ -196,6 +196,7 @@ class CommandHandlers:
     @refuses(
         ErrorCode.INVALID_STATE,
         ErrorCode.VALIDATION_FAILED,
+        ErrorCode.IDEMPOTENCY_MISMATCH,
         ErrorCode.PROVIDER_ERROR,
         ErrorCode.PROVIDER_UNAVAILABLE,
     )
@@ -203,7 +204,8 @@ class CommandHandlers:
         """Send a signal to a command and what it started."""
         read_query(request, NoQuery)
         wanted = await read_body(request, SignalRequest)
-        return respond(await self._commands.signal(request[ACTOR], *_names(request), wanted.signal))
+        once = await read_once(request)
+        return respond(await self._commands.signal(request[ACTOR], *_names(request), wanted.signal, once))
 
     async def _send_stream(
         self, request: web.Request, command_id: str, offsets: dict[Stream, int], start: dict[str, str]

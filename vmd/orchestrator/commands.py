@@ -179,15 +179,26 @@ class Commands:
         if ending is not None:
             yield ending
 
-    async def signal(self, actor: Actor, workspace_id: str, command_id: str, name: str) -> Command:
+    async def signal(
+        self, actor: Actor, workspace_id: str, command_id: str, name: str, once: Once | None = None
+    ) -> Command:
         """Send a signal to a command and what it started."""
-        command = await self._get(actor, workspace_id, command_id)
-        if command.finished_at is not None:
-            raise Refused(
-                ErrorCode.INVALID_STATE, f"The command {command.id} is {command.status}; it takes no signals."
+        require_scope(actor, Scope.EXEC)
+        reached: list[Supervisor] = []
+
+        def make(tx: Transaction) -> Command:
+            command = _get_running(tx, actor, workspace_id, command_id)
+            reached.append(self._supervisors.get(workspace_id))
+            return command
+
+        try:
+            command = await self._database.write(
+                lambda tx: answer_once(tx, actor.user_id, once, Command, lambda: make(tx))
             )
-        supervisor = await self._reach(actor, workspace_id)
-        supervisor.signal(command_id, signal.Signals[f"SIG{name}"])
+            for supervisor in reached:
+                supervisor.signal(command_id, signal.Signals[f"SIG{name}"])
+        except ProviderUnavailable as error:
+            raise refused_by_provider(error) from None
         return command
 
     async def terminate(self, workspace_id: str, command_id: str) -> None:
@@ -232,22 +243,7 @@ class Commands:
 
     async def _get(self, actor: Actor, workspace_id: str, command_id: str) -> Command:
         require_scope(actor, Scope.EXEC)
-
-        def unit(tx: Transaction) -> Command:
-            workspace = get_workspace(tx, actor, workspace_id)
-            command = find_command(tx, workspace.id, command_id)
-            if command is None:
-                raise not_found("command", command_id)
-            return command
-
-        return await self._database.read(unit)
-
-    async def _reach(self, actor: Actor, workspace_id: str) -> Supervisor:
-        workspace = await self._database.read(lambda tx: get_running(tx, actor, workspace_id, "take signals"))
-        try:
-            return await self._supervisors.of(workspace)
-        except (ProviderError, ProviderUnavailable) as error:
-            raise refused_by_provider(error) from None
+        return await self._database.read(lambda tx: _get_command(tx, actor, workspace_id, command_id))
 
     async def _pass_on(
         self,
@@ -269,6 +265,23 @@ class Commands:
             await queue.put(error)
         else:
             await queue.put(None)
+
+
+def _get_command(tx: Transaction, actor: Actor, workspace_id: str, command_id: str) -> Command:
+    workspace = get_workspace(tx, actor, workspace_id)
+    command = find_command(tx, workspace.id, command_id)
+    if command is None:
+        raise not_found("command", command_id)
+    return command
+
+
+def _get_running(tx: Transaction, actor: Actor, workspace_id: str, command_id: str) -> Command:
+    command = _get_command(tx, actor, workspace_id, command_id)
+    if command.finished_at is not None:
+        raise Refused(
+            ErrorCode.INVALID_STATE, f"The command {command.id} is {command.status}; it takes no signals."
+        )
+    return command
 
 
 def _record(tx: Transaction, actor: Actor, workspace: Workspace, wanted: NewCommand) -> _Begun:

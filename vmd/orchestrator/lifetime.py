@@ -119,6 +119,7 @@ class Lifetimes:
 
         A clock that was held when it was due (pinned, engine or daemon away) is warned of first, too.
         """
+        await self._signs.write_down()  # first, since a clock must not fire on one that is in use
         fired = await self._database.write(self._sweep)
         if fired:
             log.info("clocks fired", count=fired)

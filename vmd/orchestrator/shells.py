@@ -253,11 +253,8 @@ class Shells:
     async def ask(self, shell: Shell, what: Callable[[Supervisor], Any]) -> None:
         """Ask something of a shell's supervisor."""
         self._touch(shell.workspace_id)
-        supervisor = self._supervisors.find(shell.workspace_id)
         try:
-            if supervisor is None:
-                raise ProviderUnavailable("The machine cannot be reached just now; the shell goes on.")
-            await what(supervisor)
+            await what(self._supervisors.get(shell.workspace_id))
         except (ProviderError, ProviderUnavailable) as error:
             raise refused_by_provider(error) from None
 

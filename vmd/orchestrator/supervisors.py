@@ -21,7 +21,7 @@ from vmd.store.shells import list_workspaces_with_shells
 from vmd.store.workspaces import WorkspaceFilter, find_workspace, list_workspaces
 
 RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # between tries to connect again; the last repeats
-MAX_AT_ONCE = 8  # connections that are being made
+MAX_AT_ONCE = 8  # connections that are being made while nobody waits for them
 PAGE = 200
 
 log = structlog.get_logger()
@@ -57,7 +57,7 @@ class Supervisors:
         self._listeners: list[Listener] = []
         self._connections: dict[str, _Connection] = {}  # by workspace
         self._locks: dict[str, asyncio.Lock] = {}
-        self._making = asyncio.Semaphore(MAX_AT_ONCE)
+        self._turns = asyncio.Semaphore(MAX_AT_ONCE)  # for those that nobody waits for
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add_listener(self, listener: Listener) -> None:
@@ -69,6 +69,13 @@ class Supervisors:
         connection = self._connections.get(workspace_id)
         return None if connection is None or not connection.supervisor.is_open else connection.supervisor
 
+    def get(self, workspace_id: str) -> Supervisor:
+        """Return the supervisor of a machine that is connected now; raise ProviderUnavailable."""
+        supervisor = self.find(workspace_id)
+        if supervisor is None:
+            raise ProviderUnavailable("The machine cannot be reached just now; what runs in it goes on.")
+        return supervisor
+
     async def of(self, workspace: Workspace) -> Supervisor:
         """Return the supervisor of a workspace that runs; connect if need be.
 
@@ -78,7 +85,7 @@ class Supervisors:
         known = self._known(workspace.id, ref)
         if known is not None:
             return known
-        async with self._locks.setdefault(workspace.id, asyncio.Lock()), self._making:
+        async with self._locks.setdefault(workspace.id, asyncio.Lock()):
             known = self._known(workspace.id, ref)
             return known or await self._connect(workspace, ref)
 
@@ -120,7 +127,8 @@ class Supervisors:
             if self.find(workspace_id) is not None:
                 return
             with suppress(ProviderError, ProviderUnavailable):
-                await self.of(workspace)
+                async with self._turns:
+                    await self.of(workspace)
                 return
 
     # Following the machines.
@@ -168,7 +176,8 @@ class Supervisors:
         """Connect to a machine that is said to run; if it cannot be now, whoever needs it tries again."""
         for pause in RETRY_SECONDS:
             try:
-                await self.of(workspace)
+                async with self._turns:
+                    await self.of(workspace)
                 return
             except (ProviderError, ProviderUnavailable) as error:
                 log.info("a supervisor cannot be reached", workspace=workspace.id, why=str(error))
