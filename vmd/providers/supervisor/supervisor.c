@@ -391,43 +391,46 @@ static void drop_follower(struct follower *f)
     free(f);
 }
 
-/* Read what a follower is to get next; where the files lack it, it is skipped. */
+/* Open the segment that a follower is at; false where it is gone. */
+static bool open_at(struct follower *f)
+{
+    char path[PATH_MAX];
+    uint64_t number = f->sent / f->stream->segment;
+    if (f->file >= 0 && f->file_number == number)
+        return true;
+    if (f->file >= 0)
+        close(f->file);
+    path_of(path, f->stream, number);
+    f->file = openat(directory, path, O_RDONLY | O_CLOEXEC);
+    f->file_number = number;
+    return f->file >= 0;
+}
+
+/* Read what a follower is to get next; segments that are gone are skipped. */
 static size_t fetch(struct follower *f, unsigned char **data, size_t most)
 {
     static unsigned char read_back[CHUNK];
     struct stream *s = f->stream;
+    uint64_t end = f->until < s->end ? f->until : s->end;
     if (f->sent < s->first)
         f->sent = s->first;
-    uint64_t end = f->until < s->end ? f->until : s->end;
-    if (f->sent >= end)
-        return 0;
-    if (most > end - f->sent)
-        most = end - f->sent;
-    if (most > CHUNK)
-        most = CHUNK;
-    if (chunk_of == s && f->sent >= chunk_at && f->sent < chunk_at + chunk_size) {
-        size_t skip = f->sent - chunk_at;
-        *data = chunk + skip;
-        return most < chunk_size - skip ? most : chunk_size - skip;
+    while (f->sent < end) {
+        uint64_t inside = f->sent % s->segment, left = s->segment - inside;
+        if (left > end - f->sent)
+            left = end - f->sent;
+        size_t size = left < most ? left : most;
+        if (chunk_of == s && f->sent >= chunk_at && f->sent < chunk_at + chunk_size) {
+            size_t skip = f->sent - chunk_at;
+            *data = chunk + skip;
+            return size < chunk_size - skip ? size : chunk_size - skip;
+        }
+        ssize_t got = open_at(f) ? pread(f->file, read_back, size, inside) : 0;
+        *data = read_back;
+        if (got > 0)
+            return got;
+        f->sent += left;
     }
-    uint64_t number = f->sent / s->segment, inside = f->sent % s->segment;
-    if (most > s->segment - inside)
-        most = s->segment - inside;
-    if (f->file < 0 || f->file_number != number) {
-        char path[PATH_MAX];
-        if (f->file >= 0)
-            close(f->file);
-        path_of(path, s, number);
-        f->file = openat(directory, path, O_RDONLY | O_CLOEXEC);
-        f->file_number = number;
-    }
-    ssize_t got = f->file < 0 ? 0 : pread(f->file, read_back, most, inside);
-    if (got <= 0) {
-        f->sent += most;
-        return fetch(f, data, most);
-    }
-    *data = read_back;
-    return got;
+    return 0;
 }
 
 static bool is_over(const struct stream *s)
@@ -504,8 +507,10 @@ static void flush_link(void)
 /* Send all followers what they may have, in turn, for as long as the link takes it. */
 static void pump(void)
 {
-    bool is_going_on = true;
-    while (is_going_on && link_out >= 0 && outgoing.size < OUT_HIGH) {
+    for (bool is_going_on = true; is_going_on;) {
+        flush_link();
+        if (link_out < 0 || outgoing.size >= OUT_HIGH)
+            return; /* it is watched, so this goes on when it has room */
         is_going_on = false;
         for (struct follower *f = followers, *next; f && outgoing.size < OUT_HIGH; f = next) {
             next = f->next;
@@ -515,7 +520,6 @@ static void pump(void)
                 pace(s);
             }
         }
-        flush_link();
     }
     flush_link();
 }
@@ -557,6 +561,15 @@ static void close_input(struct process *p)
     p->pending_size = 0;
 }
 
+static void send_taken(const struct process *p, size_t size)
+{
+    if (link_out < 0)
+        return;
+    begin_frame(TAKEN, 1 + strlen(p->id) + 4);
+    append_id(p->id);
+    append_number(&outgoing, size, 4);
+}
+
 static void give_input(struct process *p)
 {
     size_t taken = 0;
@@ -576,11 +589,7 @@ static void give_input(struct process *p)
     if (taken) {
         memmove(p->pending, p->pending + taken, p->pending_size - taken);
         p->pending_size -= taken;
-        if (link_out >= 0) {
-            begin_frame(TAKEN, 1 + strlen(p->id) + 4);
-            append_id(p->id);
-            append_number(&outgoing, taken, 4);
-        }
+        send_taken(p, taken);
     }
     if (p->is_input_closing && !p->pending_size && !p->is_terminal) {
         close_input(p);
@@ -596,8 +605,10 @@ static void give_input(struct process *p)
 
 static void add_input(struct process *p, const unsigned char *data, size_t size)
 {
-    if (p->input < 0 || p->pending_size + size > INPUT_MAX)
+    if (p->input < 0 || p->pending_size + size > INPUT_MAX) {
+        send_taken(p, size); /* it is gone, and whoever sent it must not wait for that */
         return;
+    }
     p->pending = need(realloc(p->pending, p->pending_size + size + 1));
     memcpy(p->pending + p->pending_size, data, size);
     p->pending_size += size;
