@@ -18,7 +18,7 @@ from hatchling.builders.config import BuilderConfig
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 DIRECTORY = "vmd/providers/supervisor"
-SOURCE = "supervisor.c"
+SOURCE = "source"  # a directory
 EXECUTABLES = {"supervisor-x86_64": "x86_64-linux-musl", "supervisor-aarch64": "aarch64-linux-musl"}
 STAMP = "supervisor-stamp"
 OPTIONS = ("-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror")
@@ -50,10 +50,16 @@ class SupervisorBuildHook(BuildHookInterface[BuilderConfig]):
 def is_current(directory: Path, compiler: str) -> bool:
     """Return whether directory holds the executables that compiler makes of its source."""
     try:
-        stamp = make_stamp((directory / SOURCE).read_bytes(), compiler, directory)
+        stamp = make_stamp(read_source(directory), compiler, directory)
         return (directory / STAMP).read_text() == stamp
     except FileNotFoundError:
         return False
+
+
+def read_source(directory: Path) -> bytes:
+    """Return all of the source as one, each file after its name."""
+    files = sorted((directory / SOURCE).glob("*.[ch]"))
+    return b"".join(f"{file.name} {file.stat().st_size}\n".encode() + file.read_bytes() for file in files)
 
 
 def make_stamp(source: bytes, compiler: str, directory: Path) -> str:
@@ -67,15 +73,16 @@ def make_stamp(source: bytes, compiler: str, directory: Path) -> str:
 def compile_supervisor(directory: Path, compiler: str) -> None:
     """Compile for all machines at the same time, and replace each executable, then the stamp, in one step."""
     zig = find_zig(compiler)
-    source = (directory / SOURCE).read_bytes()  # before it is compiled: what changes later is compiled again
+    source = read_source(directory)  # before it is compiled: what changes later is compiled again
     directory = directory.resolve()
+    files = sorted((directory / SOURCE).glob("*.c"))
     options = [*OPTIONS, f"-ffile-prefix-map={directory}=."]  # no path of this machine gets into what is made
     # Nothing else of the environment, since variables like C_INCLUDE_PATH would change what is made.
     environment = {"ZIG_GLOBAL_CACHE_DIR": str(make_cache())}
     with tempfile.TemporaryDirectory(prefix="supervisor-", suffix=".new", dir=directory) as unfinished:
         started = {
             name: subprocess.Popen(
-                [zig, "cc", "-target", target, *options, "-o", Path(unfinished, name), directory / SOURCE],
+                [zig, "cc", "-target", target, *options, "-o", Path(unfinished, name), *files],
                 cwd=zig.parent,  # else zig builds its C library again for each directory that pip puts it in
                 env=environment,
                 stderr=subprocess.PIPE,

@@ -34,7 +34,8 @@ def compiler() -> str:
 @pytest.fixture
 def directory(hook: ModuleType, tmp_path: Path) -> Path:
     """A copy of what was compiled, and of its source."""
-    for name in [hook.SOURCE, hook.STAMP, *hook.EXECUTABLES]:
+    shutil.copytree(ROOT / hook.DIRECTORY / hook.SOURCE, tmp_path / hook.SOURCE)
+    for name in [hook.STAMP, *hook.EXECUTABLES]:
         shutil.copy(ROOT / hook.DIRECTORY / name, tmp_path)
     return tmp_path
 
@@ -46,7 +47,8 @@ def test_what_is_installed_was_made_from_the_present_source(
 
 
 @pytest.mark.parametrize(
-    "name", ["supervisor.c", "supervisor-x86_64", "supervisor-aarch64", "supervisor-stamp"]
+    "name",
+    ["source/main.c", "source/supervisor.h", "supervisor-x86_64", "supervisor-aarch64", "supervisor-stamp"],
 )
 def test_a_changed_file_is_noticed(hook: ModuleType, compiler: str, directory: Path, name: str) -> None:
     with (directory / name).open("ab") as file:

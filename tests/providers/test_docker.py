@@ -193,7 +193,10 @@ def test_no_request_can_widen_what_a_container_may(
     assert host["CapDrop"] == ["ALL"]
     assert "SYS_ADMIN" not in host["CapAdd"]
     assert host["SecurityOpt"] == ["no-new-privileges"]
-    assert [mount["Type"] for mount in host["Mounts"]] == ["volume"]
+    assert [(mount["Type"], mount["Source"]) for mount in host["Mounts"]] == [
+        ("volume", "v"),
+        ("volume", "s"),
+    ]
     assert not {"Privileged", "Binds", "Devices", "PidMode", "IpcMode", "UsernsMode", "VolumesFrom"} & set(
         host
     )
