@@ -285,6 +285,24 @@ async def test_commands_tell_their_story_in_events(house: House) -> None:
     }
 
 
+async def test_an_event_shows_no_secret_of_a_command_line(house: House) -> None:
+    workspace = await house.api.make(env={"KEY": "hidden-value"}, secrets=["KEY"])
+    async with house.api.session.ws_connect(f"/ws/workspaces/{workspace['id']}/events") as socket:
+        await _begin(house.api, workspace, ["echo", "hidden-value"])
+        events = [json.loads(await socket.receive_str()) for _ in range(2)]
+    assert events[1]["data"]["command"] == "echo ***"
+
+
+async def test_a_workspace_keeps_the_newest_of_its_output(tmp_path: Any) -> None:
+    async with open_house(tmp_path / "data", commands__workspace_bytes=2_500_000) as house:
+        workspace = await house.api.make()
+        for _ in range(3):
+            await house.api.wait(await _begin(house.api, workspace, "cat", stdin="x" * 1_040_000))
+        async with asyncio.timeout(5):
+            while len((await house.api.get(f"/workspaces/{workspace['id']}/commands")).json["items"]) != 2:
+                await asyncio.sleep(0.01)
+
+
 async def test_a_stopped_workspace_says_what_is_allowed(house: House) -> None:
     workspace = await house.api.make()
     await house.api.done(await house.api.post(f"/workspaces/{workspace['id']}/actions/stop"))

@@ -72,15 +72,11 @@ class Report:
 
     def hide(self, secrets: Collection[str]) -> None:
         """Replace these values, from now on, wherever a line of the log has them."""
-        self._secrets = sorted(
-            (part for value in secrets for part in _lines_of(value)), key=len, reverse=True
-        )
+        self._secrets = _pieces_of(secrets)
 
     def redact(self, text: str) -> str:
         """Return a text without the values to hide."""
-        for secret in self._secrets:
-            text = text.replace(secret, HIDDEN)
-        return text
+        return _without(text, self._secrets)
 
     def log(self, message: str) -> None:
         """Log a line of our own."""
@@ -159,6 +155,22 @@ class Report:
                 operation_id=self._job.id,
                 lines=insert_logs(tx, self._job.id, batch),
             )
+
+
+def redact(text: str, secrets: Collection[str]) -> str:
+    """Return a text without these values."""
+    return _without(text, _pieces_of(secrets))
+
+
+def _without(text: str, pieces: list[str]) -> str:
+    for piece in pieces:
+        text = text.replace(piece, HIDDEN)
+    return text
+
+
+def _pieces_of(secrets: Collection[str]) -> list[str]:
+    """Return what of the secrets can stand on one line, the longest first."""
+    return sorted((line for secret in secrets for line in _lines_of(secret)), key=len, reverse=True)
 
 
 def _lines_of(secret: str) -> list[str]:

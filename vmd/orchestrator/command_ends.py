@@ -25,6 +25,7 @@ from vmd.providers.base import ProviderError, ProviderUnavailable
 from vmd.providers.process import ProcessReport, ProcessState, Supervisor
 from vmd.store.commands import (
     delete_old_commands,
+    delete_surplus_commands,
     find_command,
     list_known,
     list_unfinished,
@@ -36,7 +37,8 @@ from vmd.store.workspaces import find_workspace
 
 PREFIX = "cmd"
 MAX_RETENTION_SECONDS = 3650 * 24 * 3600
-MAX_FORGOTTEN_PER_SWEEP = 1000
+MAX_FORGOTTEN_AT_ONCE = 1000
+LARGE_OUTPUT_BYTES = 64 * 1024  # after which it is looked whether too much is kept
 
 _LOST = (
     "The machine stopped while the command ran. What it had printed is kept; start the workspace and run it "
@@ -50,6 +52,7 @@ class CommandOptions:
     """What is kept of commands."""
 
     output_bytes: OutputBytes = 64 * 1024 * 1024  # of each stream of a command
+    workspace_bytes: OutputBytes = 1024 * 1024 * 1024  # of all commands of a workspace that have ended
     retention_seconds: Annotated[int, Meta(ge=0, le=MAX_RETENTION_SECONDS)] = 7 * 24 * 3600  # after its end
 
 
@@ -76,9 +79,9 @@ class CommandEnds:
             lambda tx: (list_unfinished(tx, workspace.id), list_known(tx, workspace.id))
         )
         for command in unfinished:
-            report = by_id.get(command.id)
             if command.id in self.beginning:
                 continue
+            report = by_id.get(command.id) or await supervisor.look(command.id)
             if report is None:
                 await self.lose(command, None, _problem(_NEVER_BEGUN))
             elif report.state is not ProcessState.RUNNING:
@@ -156,6 +159,8 @@ class CommandEnds:
         waiting = self._waiting.pop(ending.id, None)
         if waiting is not None:
             waiting.set()
+        if ending.stdout_bytes + ending.stderr_bytes >= LARGE_OUTPUT_BYTES:
+            await self._forget_surplus(ending.workspace_id)
 
     async def wait(self, workspace_id: str, command_id: str) -> Command | None:
         """Return a command once its end is written; None if it is forgotten by then."""
@@ -170,7 +175,20 @@ class CommandEnds:
     async def forget_old(self) -> None:
         """Forget commands that ended long ago, and what they printed."""
         age = timedelta(seconds=self._options.retention_seconds)
-        gone = await self._database.write(lambda tx: delete_old_commands(tx, age, MAX_FORGOTTEN_PER_SWEEP))
+        self._forget(
+            await self._database.write(lambda tx: delete_old_commands(tx, age, MAX_FORGOTTEN_AT_ONCE))
+        )
+
+    async def _forget_surplus(self, workspace_id: str) -> None:
+        """Forget the oldest commands of a workspace that keeps more than it may."""
+        most = self._options.workspace_bytes
+        self._forget(
+            await self._database.write(
+                lambda tx: delete_surplus_commands(tx, workspace_id, most, MAX_FORGOTTEN_AT_ONCE)
+            )
+        )
+
+    def _forget(self, gone: Sequence[tuple[str, str]]) -> None:
         for command_id, workspace_id in gone:
             supervisor = self._supervisors.find(workspace_id)
             if supervisor is not None:  # else it is done when the supervisor is found again

@@ -7,7 +7,7 @@ import asyncio
 import base64
 import binascii
 import signal
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
 
 from attrs import frozen
@@ -25,6 +25,7 @@ from vmd.model.operation import (
 )
 from vmd.model.page import Page
 from vmd.model.workspace import WORKDIR, Workspace
+from vmd.operations.report import redact
 from vmd.orchestrator.changes import record
 from vmd.orchestrator.command_ends import PREFIX, CommandEnds, CommandOptions, with_sizes
 from vmd.orchestrator.machines import Machines
@@ -319,6 +320,7 @@ def _record(tx: Transaction, actor: Actor, workspace: Workspace, wanted: NewComm
         attempt=1,
         progress=Progress(phase=Phase.RUN, message="The command runs."),
     )
+    secrets = list_secrets(tx, workspace.id)
     insert_command(tx, command)
     record(tx, operation, workspace, {})
     tx.emit(
@@ -328,9 +330,9 @@ def _record(tx: Transaction, actor: Actor, workspace: Workspace, wanted: NewComm
         workspace_id=workspace.id,
         operation_id=operation.id,
         command_id=command.id,
-        command=_shown(wanted.command),
+        command=_shown(wanted.command, secrets.values()),
     )
-    return _Begun(workspace=workspace, command=command, secrets=list_secrets(tx, workspace.id))
+    return _Begun(workspace=workspace, command=command, secrets=secrets)
 
 
 def _operation(tx: Transaction, command: Command) -> Operation:
@@ -349,7 +351,7 @@ def _stdin_of(wanted: NewCommand) -> bytes:
         raise invalid_value("/stdin", "is not base64, which stdin_encoding says it is") from None
 
 
-def _shown(command: tuple[str, ...] | str) -> str:
-    """Return a command as short as an event may be."""
-    text = command if isinstance(command, str) else " ".join(command)
+def _shown(command: tuple[str, ...] | str, secrets: Collection[str]) -> str:
+    """Return a command as short as an event may be, and without secrets."""
+    text = redact(command if isinstance(command, str) else " ".join(command), secrets)
     return text if len(text) <= 200 else text[:200] + "…"

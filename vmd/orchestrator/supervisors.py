@@ -109,8 +109,7 @@ class Supervisors:
         return supervisor
 
     def _take_report(self, workspace_id: str, supervisor: Supervisor, report: ProcessReport) -> None:
-        if report.exit_code is not None:
-            self._spawn(self._tell_ended(workspace_id, supervisor, report))
+        self._spawn(self._tell_ended(workspace_id, supervisor, report))
 
     async def _tell_ended(self, workspace_id: str, supervisor: Supervisor, report: ProcessReport) -> None:
         for listener in self._listeners:

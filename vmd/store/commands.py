@@ -41,6 +41,15 @@ DELETE_OLD_COMMANDS = """
 DELETE FROM commands WHERE id IN (SELECT id FROM commands WHERE finished_at < :before LIMIT :limit)
 RETURNING id, workspace_id
 """
+# What is kept is summed from the newest on; the one that goes over the limit is the first to go.
+DELETE_SURPLUS_COMMANDS = """
+DELETE FROM commands WHERE id IN (SELECT id FROM (
+    SELECT id, sum(stdout_bytes - stdout_dropped_bytes + stderr_bytes - stderr_dropped_bytes)
+        OVER (ORDER BY id DESC) AS kept
+    FROM commands WHERE workspace_id = :workspace_id AND finished_at IS NOT NULL
+) WHERE kept > :most LIMIT :limit)
+RETURNING id, workspace_id
+"""
 
 
 def insert_command(tx: Transaction, command: Command) -> None:
@@ -113,6 +122,18 @@ def list_workspaces_with_unfinished(tx: Transaction) -> list[str]:
 def delete_old_commands(tx: Transaction, age: timedelta, limit: int) -> list[tuple[str, str]]:
     """Forget up to `limit` commands that ended longer ago than `age`; return (id, workspace id) of each."""
     rows = tx.execute(DELETE_OLD_COMMANDS, {"before": millis(tx.now - age), "limit": limit})
+    return [(row["id"], row["workspace_id"]) for row in rows.fetchall()]
+
+
+def delete_surplus_commands(
+    tx: Transaction, workspace_id: str, most: int, limit: int
+) -> list[tuple[str, str]]:
+    """Forget up to `limit` of a workspace's oldest commands that have ended, beyond `most` bytes of output.
+
+    Returns (id, workspace id) of each.
+    """
+    values = {"workspace_id": workspace_id, "most": most, "limit": limit}
+    rows = tx.execute(DELETE_SURPLUS_COMMANDS, values)
     return [(row["id"], row["workspace_id"]) for row in rows.fetchall()]
 
 

@@ -14,6 +14,7 @@ from vmd.providers.process import (
     Chunk,
     ProcessReport,
     ProcessSpec,
+    ProcessState,
     Stream,
     TerminalSize,
     UnknownUser,
@@ -63,6 +64,7 @@ class SupervisorClient:
         self._last_follower = 0
         self._untaken: dict[str, int] = {}  # bytes of input under way, by process
         self._room: dict[str, asyncio.Event] = {}
+        self._running: set[str] = set()  # whose ends are told, each once, whatever else is reported
         self.on_report: Callable[[ProcessReport], None] = lambda report: None
         self._handlers: Mapping[int, Callable[[bytes], None]] = {
             FromSupervisor.READY: self._take_ready,
@@ -130,8 +132,12 @@ class SupervisorClient:
         if future is None:
             future = self._starts[spec.id] = _future()
             self._write_frame(start_frame(spec))
+        self._running.add(spec.id)  # first, since it may have ended before its start is answered
         try:
             await self._answer(future)
+        except BaseException:
+            self._running.discard(spec.id)
+            raise
         finally:
             self._starts.pop(spec.id, None)
 
@@ -249,11 +255,14 @@ class SupervisorClient:
         report = read_report(body)
         if self._lists and len(self._listed) < MAX_LISTED:
             self._listed.append(report)
+            if report.state is ProcessState.RUNNING:
+                self._running.add(report.id)
         for look in self._looks.pop(report.id, ()):
             _settle(look, report)
-        if report.exit_code is not None:
+        if report.exit_code is not None and report.id in self._running:
+            self._running.discard(report.id)
             self._make_room(report.id, _ALL)
-        self.on_report(report)
+            self.on_report(report)
 
     def _make_room(self, process_id: str, count: int) -> None:
         left = max(0, self._untaken.get(process_id, 0) - count)
