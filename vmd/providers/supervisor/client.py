@@ -20,6 +20,7 @@ from vmd.providers.process import (
     UnknownUser,
 )
 from vmd.providers.supervisor.wire import (
+    MAX_OFFSET,
     VERSION,
     BadFrame,
     FrameReader,
@@ -162,7 +163,7 @@ class SupervisorClient:
     ) -> "LinkFollower":
         """Return a reader of one stream."""
         self._last_follower = (self._last_follower + 1) & 0xFFFFFFFF
-        follower = LinkFollower(self, self._last_follower, window)
+        follower = LinkFollower(self, self._last_follower, offset, window)
         self._followers[follower.number] = follower
         self._send(
             ToSupervisor.FOLLOW,
@@ -305,23 +306,28 @@ class SupervisorClient:
 class LinkFollower:
     """A reader whose bytes come over a link."""
 
-    def __init__(self, client: SupervisorClient, number: int, window: int) -> None:
+    def __init__(self, client: SupervisorClient, number: int, offset: int, window: int) -> None:
         self.number = number
         self._client = client
+        self._at = offset  # before which nothing may come
         self._window = window
         self._credit = window  # what may still come
         self._taken = 0  # since more was last granted
         self._chunks: deque[Chunk] = deque()
         self._arrived = asyncio.Event()
-        self._is_finished = False
+        self._is_finished = False  # or closed
         self._is_lost = False
 
     def take(self, offset: int, data: bytes) -> None:
-        """Keep what came, for whoever iterates; raise BadFrame for more than was granted."""
+        """Keep what came, for whoever iterates; raise BadFrame for what cannot come, or was not granted."""
         self._credit -= len(data)
         if self._credit < 0:
             raise BadFrame("more than was asked for")
-        self._chunks.append(Chunk(offset=offset, data=data))
+        chunk = Chunk(offset=offset, data=data)
+        if offset < self._at or chunk.end > MAX_OFFSET:
+            raise BadFrame("offsets are impossible")
+        self._at = chunk.end
+        self._chunks.append(chunk)
         self._arrived.set()
 
     def finish(self) -> None:
@@ -337,6 +343,7 @@ class LinkFollower:
     def close(self) -> None:
         """Want no more."""
         self._client.unfollow(self.number)
+        self.finish()
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         """Yield what came, in pieces as large as it has piled up."""

@@ -23,6 +23,7 @@ from vmd.providers.process import Kept, ProcessReport, ProcessSpec, ProcessState
 
 VERSION = 1
 MAX_FRAME_BYTES = 1024 * 1024  # that a supervisor may send; it sends 64 KiB at most
+MAX_OFFSET = 1 << 62  # of a byte in a stream
 MAX_SIGNAL = signal.NSIG
 
 _HEAD = struct.Struct("<IB")
@@ -129,7 +130,7 @@ def read_report(body: bytes) -> ProcessReport:
 
 
 def _kept(first: int, end: int) -> Kept:
-    if not first <= end < 1 << 62:
+    if not first <= end < MAX_OFFSET:
         raise BadFrame("offsets are impossible")
     return Kept(first=first, end=end)
 

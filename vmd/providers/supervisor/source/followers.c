@@ -98,8 +98,10 @@ void pace(struct stream *s)
     uint64_t least = UINT64_MAX;
     uint64_t limit = s->process->is_terminal ? TERMINAL_LAG : (SEGMENTS - 1) * s->segment - CHUNK;
     for (struct follower *f = followers; f; f = f->next)
-        if (f->stream == s && f->until == UINT64_MAX && s->end - f->sent < least)
-            least = s->end - f->sent;
+        if (f->stream == s && f->until == UINT64_MAX) {
+            uint64_t lag = s->end > f->sent ? s->end - f->sent : 0; /* one may wait for what is yet to come */
+            least = lag < least ? lag : least;
+        }
     bool wanted = least == UINT64_MAX || least < limit;
     if (wanted && !s->is_read)
         watch(s->fd, &s->source, EPOLLIN);
@@ -152,8 +154,6 @@ void read_follow(const unsigned char *data, size_t size)
     f->credit = number_at(rest + 9, 8);
     f->until = rest[17] ? UINT64_MAX : f->stream->end;
     f->file = -1;
-    if (f->sent > f->stream->end)
-        f->sent = f->stream->end;
     while (*last)
         last = &(*last)->next;
     *last = f;

@@ -1,7 +1,7 @@
 /* Starting a process: the user, the terminal or the pipes, and what is run. */
 #include "supervisor.h"
 
-enum { MAX_GROUPS = 64, OOM_SCORE_OF_CHILDREN = 200 };
+enum { PIPE_MAX = 256 * 1024, MAX_GROUPS = 64, OOM_SCORE_OF_CHILDREN = 200 };
 
 struct wish {
     char id[ID_MAX + 1];
@@ -176,14 +176,18 @@ static int open_terminal(struct wish *w, struct account *a, int *slave)
     return master;
 }
 
-/* A pipe whose ends the user may open again by name, as /dev/stdout does. */
-static bool open_pipe(int ends[2], struct account *a)
+/* A pipe whose ends the user may open again by name, as /dev/stdout does. What it holds at the end of a process
+ * that was held up is kept at once, so that must be no more than a segment. */
+static bool open_pipe(int ends[2], struct account *a, uint64_t segment)
 {
+    int size = PIPE_MAX;
     if (pipe2(ends, O_CLOEXEC))
         return false;
     if (fchown(ends[0], a->uid, a->gid))
         return false;
-    fcntl(ends[0], F_SETPIPE_SZ, 256 * 1024);
+    while ((uint64_t)size > segment)
+        size /= 2;
+    fcntl(ends[0], F_SETPIPE_SZ, size);
     return true;
 }
 
@@ -197,20 +201,21 @@ static const char *start(struct wish *w)
     snprintf(path, sizeof path, "p/%s", w->id);
     if (mkdirat(directory, path, 0700) && errno != EEXIST)
         return strerror(errno);
+    uint64_t segment = w->kept / (SEGMENTS + 1); /* so many whole ones, and the one that is written to */
+    if (segment < CHUNK)
+        segment = CHUNK;
     int in[2] = {-1, -1}, out[2] = {-1, -1}, err[2] = {-1, -1}, slave = -1;
     if (w->is_terminal) {
         if ((in[1] = open_terminal(w, &account, &slave)) < 0)
             return strerror(errno);
         in[0] = out[1] = err[1] = slave;
         out[0] = in[1];
-    } else if (!open_pipe(in, &account) || !open_pipe(out, &account) || !open_pipe(err, &account)) {
+    } else if (!open_pipe(in, &account, segment) || !open_pipe(out, &account, segment)
+        || !open_pipe(err, &account, segment)) {
         return strerror(errno); /* descriptors are as good as out, and what is open dies with the resident */
     }
     snprintf(path, sizeof path, "p/%s/begin", w->id);
     int begin = openat(directory, path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    uint64_t segment = w->kept / (SEGMENTS + 1); /* so many whole ones, and the one that is written to */
-    if (segment < CHUNK)
-        segment = CHUNK;
     if (begin >= 0) {
         dprintf(begin, "%llu %d\n", (unsigned long long)segment, w->is_terminal);
         close(begin);
