@@ -385,13 +385,13 @@ class FakeProcess:
 
     async def _run(self, line: str, env: Mapping[str, str], files: dict[str, str]) -> int:
         async def output(stream: str, data: bytes) -> None:
-            self._output(Stream(stream), data)
+            await self._output(Stream(stream), data)
 
         return await _run_line(line, env, files, output)
 
     async def _cat(self) -> int:
         while data := await self._input.get():
-            self._output(Stream.STDOUT, data)
+            await self._output(Stream.STDOUT, data)
             if self.size is not None and b"exit" in data:
                 return 7
         return 0

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
 
 from attrs import evolve
@@ -44,7 +44,7 @@ class Spawned(Protocol):
         """Return its exit code after all its output; None if it was lost."""
 
 
-Output = Callable[[Stream, bytes], None]
+Output = Callable[[Stream, bytes], Awaitable[None]]  # returns when there may be more
 
 
 class Spawner(Protocol):
@@ -194,8 +194,11 @@ class _Process:
             stderr=self.streams[Stream.STDERR].kept,
         )
 
-    def take(self, stream: Stream, data: bytes) -> None:
-        self.streams[stream].append(data)
+    async def take(self, stream: Stream, data: bytes) -> None:
+        kept = self.streams[stream]
+        kept.append(data)
+        while self._report.state is ProcessState.RUNNING and kept.is_ahead:
+            await kept.wait()
 
     def finish(self, code: int | None) -> None:
         state = ProcessState.LOST if code is None else ProcessState.EXITED
@@ -255,6 +258,7 @@ class _KeptStream:
         self._first = 0
         self._news = asyncio.Event()
         self._generation = 0
+        self._readers: set[LocalFollower] = set()
 
     @property
     def kept(self) -> Kept:
@@ -264,6 +268,21 @@ class _KeptStream:
     def generation(self) -> int:
         """Counts how often those who wait were let go."""
         return self._generation
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether a reader is so far behind that it would miss what is printed on."""
+        least = min((reader.at for reader in self._readers), default=self.kept.end)
+        return self.kept.end - least > self._limit // 2
+
+    def add_reader(self, reader: "LocalFollower") -> None:
+        """Let nothing be dropped that a reader has not read."""
+        self._readers.add(reader)
+
+    def discard_reader(self, reader: "LocalFollower") -> None:
+        """Wait for a reader no longer."""
+        self._readers.discard(reader)
+        self.wake()
 
     def append(self, data: bytes) -> None:
         self._data += data
@@ -288,6 +307,7 @@ class _KeptStream:
 
     def let_go(self) -> None:
         self._generation += 1
+        self._readers.clear()
         self.wake()
 
 
@@ -295,28 +315,34 @@ class LocalFollower:
     """A reader of a stream in memory."""
 
     def __init__(self, stream: _KeptStream, offset: int, *, live: bool, is_over: Callable[[], bool]) -> None:
+        self.at = offset
         self._stream = stream
-        self._at = offset
         self._until = None if live else stream.kept.end
         self._is_over = is_over
         self._generation = stream.generation
         self._is_closed = False
+        if live:
+            stream.add_reader(self)
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         """Yield what is there, then what comes."""
-        while not self._is_closed:
-            if self._stream.generation != self._generation:
-                raise ProviderUnavailable("The connection into the machine was lost; try again.")
-            chunk = self._stream.read(self._at)
-            if chunk is not None and (self._until is None or chunk.offset < self._until):
-                self._at = chunk.end
-                yield chunk
-            elif self._until is not None or self._is_over():
-                return
-            else:
-                await self._stream.wait()
+        try:
+            while not self._is_closed:
+                if self._stream.generation != self._generation:
+                    raise ProviderUnavailable("The connection into the machine was lost; try again.")
+                chunk = self._stream.read(self.at)
+                if chunk is not None and (self._until is None or chunk.offset < self._until):
+                    self.at = chunk.end
+                    yield chunk
+                    self._stream.wake()
+                elif self._until is not None or self._is_over():
+                    return
+                else:
+                    await self._stream.wait()
+        finally:
+            self._stream.discard_reader(self)
 
     def close(self) -> None:
         """Want no more."""
         self._is_closed = True
-        self._stream.wake()
+        self._stream.discard_reader(self)
