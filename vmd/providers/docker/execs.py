@@ -26,7 +26,22 @@ export SHELL HOME LANG="${{LANG:-C.UTF-8}}"
 [ "$what" = line ] && exec "$SHELL" -c "$1"
 exec "$SHELL" -l ${{1:+-c "$1"}}
 """
-_SIGNAL = 'read -r pid <"$1" && { kill -s "$2" -- "-$pid" || kill -s "$2" "$pid"; }'
+# It may have begun a moment ago, and not have written its number yet.
+_SIGNAL = """
+for _ in 1 2 3 4 5 6 7 8 9 10; do [ -s "$1" ] && break; sleep 0.05; done
+read -r pid <"$1" && { kill -s "$2" -- "-$pid" || kill -s "$2" "$pid"; }
+"""
+# The engine says that a user is unknown as if the process had, so that is found out first.
+_KNOWS = """
+knows() {
+    case $1 in *[!0-9]*) ;; *) return 0 ;; esac
+    while IFS=: read -r name _; do [ "$name" = "$1" ] && return 0; done <"$2"
+    return 1
+}
+knows "${1%%:*}" /etc/passwd && case $1 in *:*) knows "${1#*:}" /etc/group ;; esac
+"""
+# What the engine takes for a wish to detach: by default Ctrl-P Ctrl-Q, which shells need; nobody types this.
+_DETACH_KEYS = "ctrl-@," + ",".join("vmd-never-detaches")
 
 
 class ExecSpawner:
@@ -45,6 +60,7 @@ class ExecSpawner:
             environment.setdefault("TERM", "xterm-256color")
         container = self._engine.streams.containers.container(self._ref)
         try:
+            await self._require_user(spec.user)
             with self._engine.translated():
                 run = await container.exec(
                     argv,
@@ -53,19 +69,21 @@ class ExecSpawner:
                     user=spec.user,
                     environment=environment,
                     workdir=spec.cwd,
+                    detach_keys=_DETACH_KEYS,
                 )
                 stream = run.start()
                 await stream._init()
         except DockerError as error:
             raise ProviderError(f"The engine cannot run it in the machine: {error.message}.") from None
-        except ProviderError as error:
-            if "unable to find user" in str(error):
-                raise UnknownUser(f"The user {spec.user} is unknown in the machine.") from None
-            raise
         spawned = SpawnedExec(self._engine, self._ref, file, run, stream, output)
         if spec.terminal is not None:
             await spawned.resize(spec.terminal)
         return spawned
+
+    async def _require_user(self, user: str) -> None:
+        is_number = user.replace(":", "").isdecimal()
+        if not is_number and await _run_as_root(self._engine, self._ref, _KNOWS, user) == 1:
+            raise UnknownUser(f"The user {user} is unknown in the machine.")
 
 
 class SpawnedExec:
@@ -83,7 +101,7 @@ class SpawnedExec:
         with self._engine.translated():
             async with self._stream:
                 while (message := await self._stream.read_out()) is not None:
-                    output(Stream.STDERR if message.stream == 2 else Stream.STDOUT, message.data)
+                    await output(Stream.STDERR if message.stream == 2 else Stream.STDOUT, message.data)
 
     async def write(self, data: bytes) -> None:
         """Give it input, unless it has ended."""
@@ -98,13 +116,7 @@ class SpawnedExec:
 
     async def signal(self, number: int) -> None:
         """Send it and its group a signal, with an exec of its own."""
-        argv = ["/bin/sh", "-c", _SIGNAL, "vmd", self._file, str(number)]
-        container = self._engine.streams.containers.container(self._ref)
-        with self._engine.translated():
-            run = await container.exec(argv, user="0:0", workdir="/")
-            async with run.start() as stream:
-                while await stream.read_out() is not None:
-                    pass
+        await _run_as_root(self._engine, self._ref, _SIGNAL, self._file, str(number))
 
     async def resize(self, size: TerminalSize) -> None:
         """Change the size of its terminal; the engine refuses that once it has ended."""
@@ -119,6 +131,19 @@ class SpawnedExec:
         await self._reading
         found = await self._engine.find(f"exec/{self._run.id}/json")
         return None if found is None else found["ExitCode"]
+
+
+async def _run_as_root(engine: Engine, ref: str, script: str, *arguments: str) -> int | None:
+    """Run a script of ours and return its exit code."""
+    container = engine.streams.containers.container(ref)
+    argv = ["/bin/sh", "-c", script, "vmd", *arguments]
+    with engine.translated():
+        run = await container.exec(argv, user="0:0", workdir="/")
+        async with run.start() as stream:
+            while await stream.read_out() is not None:
+                pass
+    found = await engine.find(f"exec/{run.id}/json")
+    return None if found is None else found["ExitCode"]
 
 
 def _what(spec: ProcessSpec) -> list[str]:
