@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from vmd import __version__
-from vmd.cli import administration, operating, serving
+from vmd.cli import administration, operating, serving, working
 from vmd.cli.failure import Failure
 
 
@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     serving.add_commands(commands)
     administration.add_commands(commands)
     operating.add_commands(commands)
+    working.add_commands(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=lambda _: print(__version__))
     return parser
