@@ -1,4 +1,4 @@
-"""The commands that work in a workspace."""
+"""The commands that work in a workspace: exec and attach."""
 
 import argparse
 import http.client
@@ -38,9 +38,27 @@ ended it, and 127 when there is no such program; 124 when --timeout stopped it,
 as with timeout(1); 1 when it is lost or could not be run, with one line that
 says why; 2 for wrong usage; 130 when a second Ctrl-C left it running."""
 
+_ATTACH = f"""\
+Be at a terminal in a workspace: in a new login shell, in a new one that runs
+--command, or in a --session that goes on.
+
+{_WHERE}
+
+After a new line, ~. detaches (the shell goes on, and it is said how to come
+back), ~? shows this help, and ~~ types a ~. With --readonly, Ctrl-C detaches
+too. A connection that breaks is made again for a minute, and what the shell
+printed meanwhile is shown; keys that were on their way may be lost. Input that
+is no terminal is typed into the shell as it comes, and its end does not end
+the shell: let it end with exit."""
+
+_ATTACH_STATUS = """\
+exit status: that of the shell; 0 when you detach; 1 for a failure, with one
+line that says what to do; 2 for wrong usage; 128 and the signal's number when
+a signal ended vmd itself, which leaves the shell running."""
+
 
 def add_commands(commands: Any) -> None:
-    """Add exec."""
+    """Add exec and attach."""
     run = _command(commands, "exec", "run a command in a workspace", _EXEC, _EXEC_STATUS)
     run.usage = "vmd exec [-u USER] [-w DIR] [-e NAME=VALUE] [--timeout SECONDS] WORKSPACE -- COMMAND …"
     run.add_argument("-u", "--user", metavar="USER", help="whom it runs as: NAME, UID, NAME:GROUP or UID:GID")
@@ -50,6 +68,14 @@ def add_commands(commands: Any) -> None:
     run.add_argument("workspace", metavar="WORKSPACE")
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
     run.set_defaults(run=lambda given: _exec(run, given))
+
+    attach = _command(commands, "attach", "be at a terminal in a workspace", _ATTACH, _ATTACH_STATUS)
+    attach.add_argument("--session", metavar="ID", help="a shell that goes on, instead of a new one")
+    attach.add_argument("--readonly", action="store_true", help="look on; needs --session")
+    attach.add_argument("--takeover", action="store_true", help="close the others; needs --session")
+    attach.add_argument("--command", metavar="LINE", help="what to run instead of a login shell")
+    attach.add_argument("workspace", metavar="WORKSPACE")
+    attach.set_defaults(run=lambda given: _attach(attach, given))
 
 
 def _command(commands: Any, name: str, text: str, description: str, status: str) -> argparse.ArgumentParser:
@@ -79,6 +105,26 @@ def _exec(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
         stdin=read_input(execution.MAX_STDIN_BYTES),
     )
     return execution.Execution(endpoint, workspace_id, wanted).run()
+
+
+def _attach(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
+    if given.session is None and (given.readonly or given.takeover):
+        parser.error("--readonly and --takeover need a --session")
+    if given.session is not None and given.command is not None:
+        parser.error("a --session has its command already; give no --command")
+    open_all()
+    from vmd.cli import attachment  # it needs websockets, which nothing else does
+
+    endpoint, workspace_id = _find(given)
+    wanted = attachment.Wanted(
+        workspace=given.workspace,
+        workspace_id=workspace_id,
+        session=given.session,
+        command=given.command,
+        is_readonly=given.readonly,
+        takeover=given.takeover,
+    )
+    return _answered(endpoint, lambda: attachment.attach(endpoint, wanted))
 
 
 def _find(given: argparse.Namespace) -> tuple[Endpoint, str]:
