@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import creating, fanout, idle, reading
+from tests.benchmarks import commands, creating, fanout, idle, reading, terminals
 from tests.benchmarks.table import Row, text
 
 SUBJECTS = {
@@ -14,6 +14,8 @@ SUBJECTS = {
     "reading": reading.measure,
     "fanout": fanout.measure,
     "idle": idle.measure,
+    "commands": commands.measure,
+    "terminals": terminals.measure,
 }
 
 

@@ -3,61 +3,21 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import aiohttp
 import uvloop
 
+from tests.benchmarks.api import Api, connect
 from tests.benchmarks.engine import RawEngine, raw_engine
-from tests.benchmarks.process import HOST, daemon, token_of
+from tests.benchmarks.process import daemon, token_of
 from tests.benchmarks.table import Row, middle
 
 PAIRS = 14
 ROUNDS = 7
 AT_ONCE = 8
 CONCURRENCIES = (1, 2, 4, 8)
-WAIT_SECONDS = 120
 SETTINGS = {"VMD_PROVIDERS__DOCKER__SUBNET_POOL": "10.224.0.0/16"}
-
-
-class Api:
-    """The daemon as its clients use it."""
-
-    def __init__(self, session: aiohttp.ClientSession) -> None:
-        self._session = session
-
-    async def make(self) -> str:
-        """Make a workspace and return its id when it runs."""
-        operation = await self._ask("POST", "/api/v1/workspaces", {})
-        await self._wait(operation)
-        return str(operation["workspace_id"])
-
-    async def remove(self, workspace_id: str) -> None:
-        """Delete a workspace that runs, and wait until it is gone."""
-        found = await self._ask("GET", f"/api/v1/workspaces/{workspace_id}")
-        assert found["status"] == "running", found
-        await self._wait(await self._ask("DELETE", f"/api/v1/workspaces/{workspace_id}"))
-
-    async def remove_all(self) -> None:
-        """Delete every workspace."""
-        listed = await self._ask("GET", "/api/v1/workspaces?limit=200")
-        for workspace in listed["items"]:
-            await self._wait(await self._ask("DELETE", f"/api/v1/workspaces/{workspace['id']}"))
-
-    async def _wait(self, operation: Any) -> None:
-        path = f"/api/v1/operations/{operation['id']}/wait?timeout={WAIT_SECONDS}"
-        ended = await self._ask("GET", path)
-        assert ended["status"] == "succeeded", ended
-
-    async def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        async with self._session.request(method, path, json=body) as response:
-            answer = await response.json()
-            assert response.ok, answer
-            return answer
 
 
 def measure(directory: Path) -> list[Row]:
@@ -68,7 +28,7 @@ def measure(directory: Path) -> list[Row]:
 
 
 async def _measure(port: int, token: str) -> list[Row]:
-    async with _api(port, token) as api, raw_engine() as engine:
+    async with connect(port, token) as api, raw_engine() as engine:
         return [await _one_by_one(api, engine), await _at_once(api, engine)]
 
 
@@ -89,7 +49,7 @@ async def _one_by_one(api: Api, engine: RawEngine) -> Row:
         subject="create until running",
         ours=middle(ours, "ms"),
         yardstick=middle(raw, "ms"),
-        ratio=median(ours) / median(raw),
+        compared=median(ours) / median(raw),
         bound=1.2,
         is_upper=True,
     )
@@ -109,7 +69,7 @@ async def _at_once(api: Api, engine: RawEngine) -> Row:
         subject=f"create {AT_ONCE} at once (engine's best: {best} at a time)",
         ours=middle(ours, "/s", 2),
         yardstick=middle(raw[best], "/s", 2),
-        ratio=median(a / b for a, b in zip(ours, raw[best], strict=True)),
+        compared=median(a / b for a, b in zip(ours, raw[best], strict=True)),
         bound=0.9,
         is_upper=False,
     )
@@ -128,15 +88,3 @@ async def _rate(side: Api | RawEngine, concurrency: int) -> float:
     taken = time.perf_counter() - started
     await asyncio.gather(*(side.remove(name) for name in made))
     return AT_ONCE / taken
-
-
-@asynccontextmanager
-async def _api(port: int, token: str) -> AsyncIterator[Api]:
-    headers = {"Authorization": f"Bearer {token}"}
-    timeout = aiohttp.ClientTimeout(total=WAIT_SECONDS + 30)
-    async with aiohttp.ClientSession(f"http://{HOST}:{port}", headers=headers, timeout=timeout) as session:
-        api = Api(session)
-        try:
-            yield api
-        finally:
-            await api.remove_all()

@@ -75,39 +75,52 @@ class RawEngine:
         """Remove a machine and all that belongs to it."""
         await self._docker.containers.container(name).delete(force=True, v=True)
         await (await self._docker.networks.get(name)).delete()
-        await self._remove_volume(name)
-        await self._remove_volume(f"{name}-state")
+        await _remove_volume(self._docker, name)
+        await _remove_volume(self._docker, f"{name}-state")
 
     async def remove_all(self) -> None:
         """Remove whatever is left of this run."""
-        filters = {"label": [f"{LABEL_INSTANCE}={self._instance}"]}
-        for container in await self._docker.containers.list(all=True, filters=filters):
-            await container.delete(force=True, v=True)
-        for network in await self._docker.networks.list(filters=filters):
-            await (await self._docker.networks.get(network["Id"])).delete()
-        listed = await self._docker._query_json("volumes", params={"filters": json.dumps(filters)})
-        for volume in listed["Volumes"] or []:
-            await self._remove_volume(volume["Name"])
+        await remove_labelled(self._docker, f"{LABEL_INSTANCE}={self._instance}")
 
     async def _create_volume(self, name: str, labels: dict[str, str]) -> None:
         await self._docker._query_json("volumes/create", "POST", data={"Name": name, "Labels": labels})
 
-    async def _remove_volume(self, name: str) -> None:
-        async with self._docker._query(f"volumes/{name}", "DELETE"):
-            pass
+
+async def remove_labelled(docker: Docker, label: str) -> None:
+    """Remove containers, networks and volumes that bear a label."""
+    filters = {"label": [label]}
+    for container in await docker.containers.list(all=True, filters=filters):
+        await container.delete(force=True, v=True)
+    for network in await docker.networks.list(filters=filters):
+        await (await docker.networks.get(network["Id"])).delete()
+    listed = await docker._query_json("volumes", params={"filters": json.dumps(filters)})
+    for volume in listed["Volumes"] or []:
+        await _remove_volume(docker, volume["Name"])
+
+
+async def _remove_volume(docker: Docker, name: str) -> None:
+    async with docker._query(f"volumes/{name}", "DELETE"):
+        pass
+
+
+@asynccontextmanager
+async def open_docker() -> AsyncIterator[Docker]:
+    """Connect to the engine, without a limit of connections."""
+    connector = aiohttp.UnixConnector(SOCKET, limit=0)
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+    try:
+        async with Docker(url="unix://localhost", connector=connector, timeout=timeout) as docker:
+            yield docker
+    finally:
+        await connector.close()
 
 
 @asynccontextmanager
 async def raw_engine() -> AsyncIterator[RawEngine]:
     """Connect to the engine; what was made is removed afterwards."""
-    connector = aiohttp.UnixConnector(SOCKET, limit=0)
-    timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
-    try:
-        async with Docker(url="unix://localhost", connector=connector, timeout=timeout) as docker:
-            engine = RawEngine(docker)
-            try:
-                yield engine
-            finally:
-                await engine.remove_all()
-    finally:
-        await connector.close()
+    async with open_docker() as docker:
+        engine = RawEngine(docker)
+        try:
+            yield engine
+        finally:
+            await engine.remove_all()

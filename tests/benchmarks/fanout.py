@@ -36,7 +36,7 @@ def _row(subject: str, report: dict[str, Any], what: str, bound: float | None) -
         subject=subject,
         ours=middle(ours, "ms", 1),
         yardstick=middle(bare, "ms", 1),
-        ratio=median(a / b for a, b in zip(ours, bare, strict=True)),
+        compared=median(a / b for a, b in zip(ours, bare, strict=True)),
         bound=bound,
         is_upper=True,
     )

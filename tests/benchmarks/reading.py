@@ -56,7 +56,7 @@ def _compare(
         subject=f"{subject} (client {busiest:.0%} busy)",
         ours=middle(mine, "/s"),
         yardstick=middle(theirs, "/s"),
-        ratio=median(a / b for a, b in rates),
+        compared=median(a / b for a, b in rates),
         bound=bound,
         is_upper=False,
     )

@@ -13,24 +13,20 @@ class Row:
     subject: str
     ours: str
     yardstick: str
-    ratio: float
+    compared: float  # their ratio; where there is a unit, how much more ours is
+    unit: str = ""
     bound: float | None  # None: printed for its own sake
-    is_upper: bool  # whether the ratio must be at most the bound, or at least
+    is_upper: bool  # whether it must be at most the bound, or at least
 
     def cells(self) -> tuple[str, ...]:
         """Return the row as text."""
+        unit = f" {self.unit}" if self.unit else ""
+        shown = f"{self.compared:+.2f}{unit}" if self.unit else f"{self.compared:.2f}"
         if self.bound is None:
-            return self.subject, self.ours, self.yardstick, f"{self.ratio:.2f}", "", ""
-        is_met = self.ratio <= self.bound if self.is_upper else self.ratio >= self.bound
-        wanted = f"{'<=' if self.is_upper else '>='} {self.bound:g}"
-        return (
-            self.subject,
-            self.ours,
-            self.yardstick,
-            f"{self.ratio:.2f}",
-            wanted,
-            "ok" if is_met else "MISSED",
-        )
+            return self.subject, self.ours, self.yardstick, shown, "", ""
+        is_met = self.compared <= self.bound if self.is_upper else self.compared >= self.bound
+        wanted = f"{'<=' if self.is_upper else '>='} {self.bound:g}{unit}"
+        return self.subject, self.ours, self.yardstick, shown, wanted, "ok" if is_met else "MISSED"
 
 
 def middle(values: Sequence[float], unit: str, digits: int = 0) -> str:
@@ -42,7 +38,7 @@ def middle(values: Sequence[float], unit: str, digits: int = 0) -> str:
 def text(rows: Iterable[Row]) -> str:
     """Return all rows as a table, its columns aligned."""
     lines = [
-        ("subject", "ours: median (range)", "yardstick: median (range)", "ratio", "wanted", ""),
+        ("subject", "ours: median (range)", "yardstick: median (range)", "compared", "wanted", ""),
         *(row.cells() for row in rows),
     ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
