@@ -1,7 +1,9 @@
 """What all tests share: a daemon on a fake host, and the engine that real machines run on."""
 
+import json
 import subprocess
 from collections.abc import AsyncIterator
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,8 @@ def engine_url() -> str:
 @pytest.fixture(scope="session")
 def gateway_address() -> str:
     """The host's address on the engine's default bridge, which machines can reach."""
-    command = ["docker", "network", "inspect", "bridge", "-f", "{{(index .IPAM.Config 0).Gateway}}"]
+    command = ["docker", "network", "inspect", "bridge", "-f", "{{json (index .IPAM.Config 0)}}"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
+    settings = json.loads(done.stdout)
+    # An engine does not name the gateway before its second start.
+    return str(settings.get("Gateway") or ip_network(settings["Subnet"])[1])
