@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.api import Api
 from tests.support.git_server import make_repository, serve_git
-from tests.support.process import Process, daemon_process, labelled
+from tests.support.process import OF_A_WORKSPACE, Process, daemon_process, labelled
 
 pytestmark = pytest.mark.usefixtures("engine_url")
 
@@ -42,7 +42,7 @@ async def test_a_create_goes_on_after_a_kill_in_any_phase(
             assert operation["attempt"] == 2
             workspace = await api.workspace(created["workspace_id"])
             assert workspace["status"] == "running"
-            assert len(labelled(process.data_dir)) == 3
+            assert len(labelled(process.data_dir)) == OF_A_WORKSPACE
             await api.done(await api.delete(f"/workspaces/{workspace['id']}"))
             assert labelled(process.data_dir) == []
 
@@ -60,7 +60,7 @@ async def test_kills_at_random_moments_lose_and_leak_nothing(process: Process) -
         for created in acknowledged:
             operation = await api.wait(created)
             assert operation["status"] == "succeeded", operation["error"]
-        assert len(labelled(process.data_dir)) == 3 * len(acknowledged)
+        assert len(labelled(process.data_dir)) == OF_A_WORKSPACE * len(acknowledged)
         deletions = [await api.delete(f"/workspaces/{created['workspace_id']}") for created in acknowledged]
         await asyncio.sleep(0.3)
         process.kill()
@@ -81,7 +81,7 @@ async def test_actions_go_on_after_a_kill(process: Process, action: str) -> None
         assert (await api.wait(accepted))["status"] == "succeeded"
         status = (await api.workspace(workspace["id"]))["status"]
         assert status == ("stopped" if action == "stop" else "running")
-        assert len(labelled(process.data_dir)) == 3
+        assert len(labelled(process.data_dir)) == OF_A_WORKSPACE
 
 
 async def test_a_term_stops_soon_and_the_work_goes_on_at_the_next_start(process: Process) -> None:

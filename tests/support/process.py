@@ -15,6 +15,7 @@ from typing import Any
 from tests.support.api import Api
 
 START_SECONDS = 15
+OF_A_WORKSPACE = 4  # what the engine holds for one: a container, two volumes, a network
 
 
 class Process:

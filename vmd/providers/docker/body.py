@@ -26,6 +26,8 @@ CAPABILITIES = (
 STATE_DIRECTORY = "/var/lib/vmd"  # root's alone, in a volume: what commands printed, also after a rebuild
 RUN_DIRECTORY = "/run/vmd"  # in memory: the secrets are here, and gone when the machine stops
 
+ENDING_FILE = f"{RUN_DIRECTORY}/ending"  # there once the machine has begun to stop
+
 _MIB = 1024 * 1024
 _NANO = 1_000_000_000
 
@@ -46,6 +48,7 @@ chmod 0700 {STATE_DIRECTORY}
 unset VMD_SUDO
 end() {{
     trap '' TERM
+    : >{ENDING_FILE} # whoever comes now is told by this, since nobody ends it
     kill -TERM -1 2>/dev/null
     # Interactive shells ignore that; whatever has a terminal understands a hang-up.
     for process in /proc/[0-9]*; do

@@ -6,15 +6,18 @@ from typing import Any
 from aiodocker.exceptions import DockerError
 
 from vmd.providers.base import ProviderError, ProviderUnavailable
-from vmd.providers.docker.body import STATE_DIRECTORY
+from vmd.providers.docker.body import ENDING_FILE, RUN_DIRECTORY, STATE_DIRECTORY
 from vmd.providers.docker.engine import Engine, half_close
-from vmd.providers.supervisor.client import SupervisorClient
+from vmd.providers.supervisor.client import OtherVersion, SupervisorClient
 from vmd.providers.supervisor.executable import digest, find_executable
 
 _NOT_INSTALLED = 42
+_ENDING = 43
+_CANNOT_RUN = (126, 127)
 # The directory is root's alone, so what is in it was put there by us, or by somebody who is root in there.
 _CONNECT = f"""
-until [ -e /run/vmd/ready ]; do sleep 0.02; done
+until [ -e {RUN_DIRECTORY}/ready ]; do sleep 0.02; done
+[ -e {ENDING_FILE} ] && exit {_ENDING}
 [ -x "$1" ] || exit {_NOT_INSTALLED}
 exec "$1" connect {STATE_DIRECTORY}
 """
@@ -23,6 +26,8 @@ umask 077; mkdir -p {STATE_DIRECTORY} && cd {STATE_DIRECTORY} || exit
 for old in supervisor-*; do [ "$old" = "${{1##*/}}" ] || rm -f "$old"; done
 cat >"$1.new" && chmod 0700 "$1.new" && mv "$1.new" "$1"
 """
+# What the engine says of an exec in a machine that is just ending looks like an executable that cannot run.
+_CHECK = f"[ ! -e {ENDING_FILE} ]"
 
 
 class CannotSupervise(Exception):
@@ -49,6 +54,12 @@ class Links:
         except _NotInstalled:
             raise CannotSupervise("it is not there although it was installed") from None
 
+    async def require_well(self, ref: str) -> None:
+        """Raise ProviderUnavailable for a machine that is about to end, or has."""
+        run, stream = await self._begin(ref, _CHECK, "")
+        if await self._finish(run, stream) != 0:
+            raise ProviderUnavailable("The machine is stopping; start the workspace again.")
+
     async def _find_executable(self) -> bytes:
         if self._executable is None:
             machine = (await self._engine.call("version"))["Arch"]
@@ -62,14 +73,15 @@ class Links:
         client = _attach(stream)
         try:
             await client.greet()
+        except OtherVersion:
+            raise CannotSupervise("an older or newer vmd began it; restart the workspace") from None
         except ProviderUnavailable:
-            found = await self._engine.find(f"exec/{run.id}/json")
-            code = None if found is None else found["ExitCode"]
+            code = await self._find_exit_code(run)
             if code == _NOT_INSTALLED:
                 raise _NotInstalled from None
-            if code is not None:
+            if code in _CANNOT_RUN:
                 raise CannotSupervise(f"it ends with exit code {code}") from None
-            raise
+            raise  # the machine is stopping, or has no process or memory to spare just now
         except BaseException:
             client.lost()
             raise
@@ -77,15 +89,22 @@ class Links:
 
     async def _install(self, ref: str, path: str, executable: bytes) -> None:
         run, stream = await self._begin(ref, _INSTALL, path)
+        if await self._finish(run, stream, executable) != 0:
+            raise CannotSupervise("it cannot be installed")
+
+    async def _finish(self, run: Any, stream: Any, stdin: bytes = b"") -> int | None:
+        """Give an exec its input, and return its exit code once it has ended."""
         with self._engine.translated():
             async with stream:
-                await stream.write_in(executable)
+                await stream.write_in(stdin)
                 half_close(stream)
                 while await stream.read_out() is not None:
                     pass
+        return await self._find_exit_code(run)
+
+    async def _find_exit_code(self, run: Any) -> int | None:
         found = await self._engine.find(f"exec/{run.id}/json")
-        if found is None or found["ExitCode"] != 0:
-            raise CannotSupervise("it cannot be installed")
+        return None if found is None else found["ExitCode"]
 
     async def _begin(self, ref: str, script: str, path: str) -> tuple[Any, Any]:
         argv = ["/bin/sh", "-c", script, "vmd", path]

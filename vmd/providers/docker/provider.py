@@ -230,6 +230,7 @@ class DockerProvider:
         try:
             return await self._links.connect(ref)
         except CannotSupervise as error:
+            await self._links.require_well(ref)
             log.warning(
                 "a machine runs no supervisor; plain execs take its place", machine=ref, why=str(error)
             )

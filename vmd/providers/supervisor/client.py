@@ -45,6 +45,10 @@ _DATA = struct.Struct("<IQ")
 log = structlog.get_logger()
 
 
+class OtherVersion(Exception):
+    """The supervisor speaks another version of the frames."""
+
+
 class SupervisorClient:
     """Speaks to a supervisor over a link that somebody else reads and writes."""
 
@@ -82,7 +86,7 @@ class SupervisorClient:
     # The link.
 
     async def greet(self) -> None:
-        """Make sure that a supervisor of our version listens."""
+        """Make sure that a supervisor of our version listens; raise OtherVersion, or ProviderUnavailable."""
         self._send(ToSupervisor.HELLO)
         await self._answer(self._ready)
 
@@ -92,7 +96,8 @@ class SupervisorClient:
             for kind, body in self._reader.feed(data):
                 self._take(kind, body)
         except (BadFrame, struct.error) as error:
-            log.warning("a supervisor talks nonsense and is hung up on", why=str(error))
+            if self._ready.done():  # else it is not known to be one
+                log.warning("a supervisor talks nonsense and is hung up on", why=str(error))
             self.lost()
 
     def lost(self) -> None:
@@ -222,9 +227,10 @@ class SupervisorClient:
             follower.finish()
 
     def _take_ready(self, body: bytes) -> None:
-        if _NUMBER.unpack(body)[0] != VERSION:
-            raise BadFrame("another version")
-        _settle(self._ready, None)
+        if _NUMBER.unpack(body)[0] == VERSION:
+            _settle(self._ready, None)
+        elif not self._ready.done():
+            self._ready.set_exception(OtherVersion())
 
     def _take_started(self, body: bytes) -> None:
         process_id, _ = split_id(body)
