@@ -47,6 +47,19 @@ MAX_PENDING_INPUT_BYTES = 256 * 1024  # that one connection may be ahead of its 
 MAX_SIDE = 2000  # of a terminal, in characters
 
 _TAGS = ["shells"]
+_SOCKET_DESCRIPTION = """\
+A shell is begun, or attached to, by the WebSocket `/ws/workspaces/{id}/shell`, with the query parameters
+`cols`, `rows`, `session`, `offset`, `takeover`, `readonly`, `command` and `ticket`, all optional. Binary
+frames are the terminal's bytes, both ways. Text frames are JSON: `{"type": "connected", "session_id",
+"offset", "replayed_bytes", "persistence"}` comes first, `{"type": "exit", "exit_code"}` last, `{"type":
+"error", "code", "detail"}` for what was wrong with a frame; a client sends `{"type": "resize", "cols",
+"rows"}` and `{"type": "signal", "signal"}`. A dropped connection leaves the shell running: `session` with
+`offset`, which counts the bytes that were received, goes on exactly there; without `offset`, all that is
+kept is shown again. Close codes: 4000 the daemon goes away, 4001 taken over, 4002 too slow, 4004 the
+machine stopped or the workspace is gone.
+
+Shells that ended are listed for as long as one may be detached.
+"""
 
 Side = Annotated[int, Meta(ge=1, le=MAX_SIDE, description="characters")]
 
@@ -135,11 +148,7 @@ class ShellHandlers:
         """Return the routes of the sockets, which are found at the root and below the base path."""
         return [web.get("/ws/workspaces/{id}/shell", self.connect, allow_head=False)]
 
-    @docs(
-        tags=_TAGS,
-        summary="List shells",
-        description="Shells that ended are listed for as long as a shell may be detached.",
-    )
+    @docs(tags=_TAGS, summary="List shells", description=_SOCKET_DESCRIPTION)
     @takes(query=ShellsQuery)
     @returns(200, ShellPage, "A page, newest first.")
     async def list(self, request: web.Request) -> web.Response:
