@@ -39,7 +39,6 @@ from vmd.providers.process import (
     Chunk,
     ProcessSpec,
     Stream,
-    Supervisor,
     UnknownUser,
 )
 from vmd.store.commands import (
@@ -184,21 +183,23 @@ class Commands:
         self, actor: Actor, workspace_id: str, command_id: str, name: str, once: Once | None = None
     ) -> Command:
         """Send a signal to a command and what it started."""
-        require_scope(actor, Scope.EXEC)
-        reached: list[Supervisor] = []
+        known = await self._get(actor, workspace_id, command_id)
+        is_new: list[bool] = []
 
         def make(tx: Transaction) -> Command:
-            command = _get_running(tx, actor, workspace_id, command_id)
-            reached.append(self._supervisors.get(workspace_id))
-            return command
+            is_new.append(True)
+            return _get_running(tx, actor, workspace_id, command_id)
 
         try:
+            if known.finished_at is None:
+                await self._supervisors.reach(workspace_id)  # first, since a signal is recorded as sent
             command = await self._database.write(
                 lambda tx: answer_once(tx, actor.user_id, once, Command, lambda: make(tx))
             )
-            for supervisor in reached:
+            if is_new:
+                supervisor = await self._supervisors.reach(workspace_id)
                 supervisor.signal(command_id, signal.Signals[f"SIG{name}"])
-        except ProviderUnavailable as error:
+        except (ProviderError, ProviderUnavailable) as error:
             raise refused_by_provider(error) from None
         return command
 

@@ -254,7 +254,7 @@ class Shells:
         """Ask something of a shell's supervisor."""
         self._touch(shell.workspace_id)
         try:
-            await what(self._supervisors.get(shell.workspace_id))
+            await what(await self._supervisors.reach(shell.workspace_id))
         except (ProviderError, ProviderUnavailable) as error:
             raise refused_by_provider(error) from None
 

@@ -69,12 +69,18 @@ class Supervisors:
         connection = self._connections.get(workspace_id)
         return None if connection is None or not connection.supervisor.is_open else connection.supervisor
 
-    def get(self, workspace_id: str) -> Supervisor:
-        """Return the supervisor of a machine that is connected now; raise ProviderUnavailable."""
-        supervisor = self.find(workspace_id)
-        if supervisor is None:
-            raise ProviderUnavailable("The machine cannot be reached just now; what runs in it goes on.")
-        return supervisor
+    async def reach(self, workspace_id: str) -> Supervisor:
+        """Return the supervisor of a machine; connect if need be.
+
+        Raises ProviderError, or ProviderUnavailable, also where the machine does not run.
+        """
+        known = self.find(workspace_id)
+        if known is not None:
+            return known
+        workspace = await self._find(workspace_id)
+        if workspace is None or workspace.status is not Status.RUNNING:
+            raise ProviderUnavailable("The machine does not run; start the workspace.")
+        return await self.of(workspace)
 
     async def of(self, workspace: Workspace) -> Supervisor:
         """Return the supervisor of a workspace that runs; connect if need be.
