@@ -117,7 +117,7 @@ class Attachment:
             sources.append(socket)
         if self._has_input and self._link.takes_input:
             sources.append(STDIN)
-        sinks = [socket] if socket is not None and socket.unsent_bytes else []
+        sinks = [socket] if socket is not None and socket.has_unsent else []
         ready: list[Any] = select.select(sources, sinks, [], self._link.timeout_seconds)[0]
         return ready
 

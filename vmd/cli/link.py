@@ -13,7 +13,7 @@ from vmd.cli.patience import Patience
 from vmd.cli.websocket import Closed, WebSocket
 
 NOTE_SECONDS = 1.0  # without a connection, after which the user is told
-MAX_WAITING_BYTES = 64 * 1024  # of input
+MAX_WAITING_BYTES = 64 * 1024  # of input; with more, the daemon would not get to read that this end lives
 _BEAT_SECONDS = 5.0
 TAKEN_OVER = 4001
 _REASONS = {
@@ -67,6 +67,7 @@ class Link:
         self._patience = Patience()
         self._reason = "the connection broke"
         self._is_noted = False
+        self._is_lossy = False  # the connection that broke had input on its way
 
     def begin(self, opened: WebSocket) -> None:
         """Use a connection that is open."""
@@ -98,14 +99,14 @@ class Link:
     @property
     def takes_input(self) -> bool:
         """Whether there is room for more input."""
-        unsent = 0 if self._socket is None else self._socket.unsent_bytes
-        return len(self._waiting) + unsent < MAX_WAITING_BYTES
+        untaken = 0 if self._socket is None else self._socket.untaken_bytes
+        return len(self._waiting) + untaken < MAX_WAITING_BYTES
 
     # Sending.
 
     def write(self, data: bytes) -> None:
         """Give the shell input, when it can be reached."""
-        if self._socket is None or self.session is None:
+        if self._socket is None or self.session is None or not self._socket.is_open:
             self._waiting += data
         else:
             self._socket.send(data)
@@ -128,7 +129,7 @@ class Link:
                 yield from self._take(message)
             self._socket.beat()
         except Closed as closed:
-            self._lose(closed.code)
+            self._lose(self._socket, closed.code)
 
     def _take(self, message: bytes | str) -> Iterator[bytes | Note | Exit]:
         if isinstance(message, bytes):
@@ -149,13 +150,16 @@ class Link:
         if self._waiting and self._socket is not None:
             self._socket.send(bytes(self._waiting))
             self._waiting.clear()
-        if self._is_noted:
-            self._is_noted = False
+        if self._is_lossy:
+            yield Note("connected again; input that was on its way may be lost")
+        elif self._is_noted:
             yield Note("connected again")
+        self._is_noted = self._is_lossy = False
 
-    def _lose(self, code: int) -> None:
-        self.close()
+    def _lose(self, opened: WebSocket, code: int) -> None:
+        opened.close()
         self._socket = None
+        self._is_lossy = self._is_lossy or opened.untaken_bytes > 0
         if code in _ENDINGS:
             flags = ("--takeover",) if code == TAKEN_OVER else ()
             raise Failure(_ENDINGS[code].format(again=self._again(self.session, *flags)))

@@ -3,6 +3,7 @@
 import socket
 import ssl
 import time
+from collections import deque
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
@@ -42,6 +43,9 @@ class WebSocket:
         self._text: bytearray | None = None  # that is not whole yet
         self._close_code: int | None = None
         self._heard_at = self._pinged_at = time.monotonic()
+        self._sent_bytes = 0
+        self._taken_bytes = 0
+        self._marks: deque[int] = deque()  # sent bytes at each ping that was not answered yet
 
     @classmethod
     def open(cls, endpoint: Endpoint, path: str) -> "WebSocket":
@@ -79,15 +83,25 @@ class WebSocket:
         return self._socket.fileno()
 
     @property
+    def is_open(self) -> bool:
+        """Whether the other side has not said goodbye yet."""
+        return self._protocol.state is State.OPEN
+
+    @property
     def has_more(self) -> bool:
         """Whether `receive` has something to tell that no select knows of."""
         is_pending = isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0
         return bool(self._messages) or self._close_code is not None or is_pending
 
     @property
-    def unsent_bytes(self) -> int:
-        """How much waits to be written."""
-        return len(self._unsent)
+    def has_unsent(self) -> bool:
+        """Whether something waits to be written."""
+        return bool(self._unsent)
+
+    @property
+    def untaken_bytes(self) -> int:
+        """How much of what was sent the other side has not taken yet, as far as is known."""
+        return self._sent_bytes - self._taken_bytes
 
     def receive(self) -> list[bytes | str]:
         """Return the messages that have come; raise Closed after the last of them."""
@@ -102,13 +116,19 @@ class WebSocket:
         return messages
 
     def send(self, message: bytes | str) -> None:
-        """Send a message as soon as the other side takes it; one that is gone gets nothing."""
-        if self._protocol.state is not State.OPEN:
+        """Send a message as soon as the other side takes it; one that is gone gets nothing.
+
+        Bytes are followed by a ping: frames are taken in order, so its pong says that the bytes were taken.
+        """
+        if not self.is_open:
             return
         if isinstance(message, str):
             self._protocol.send_text(message.encode())
         else:
             self._protocol.send_binary(message)
+            self._sent_bytes += len(message)
+            self._marks.append(self._sent_bytes)
+            self._protocol.send_ping(b"%d" % self._sent_bytes)
         self.flush()
 
     def flush(self) -> None:
@@ -129,14 +149,14 @@ class WebSocket:
         now = time.monotonic()
         if now - self._heard_at > DEAD_SECONDS:
             raise Closed(ABNORMAL)
-        if now - max(self._heard_at, self._pinged_at) > PING_SECONDS and self._protocol.state is State.OPEN:
+        if now - max(self._heard_at, self._pinged_at) > PING_SECONDS and self.is_open:
             self._pinged_at = now
             self._protocol.send_ping(b"")
             self.flush()
 
     def close(self) -> None:
         """Say goodbye if that can be done at once, and close."""
-        if self._protocol.state is State.OPEN:
+        if self.is_open:
             self._protocol.send_close(1000)
             self.flush()
         self._socket.close()
@@ -166,6 +186,8 @@ class WebSocket:
         for event in events:
             if not isinstance(event, Frame):
                 continue
+            if event.opcode is Opcode.PONG:
+                self._take_pong(bytes(event.data))
             if event.opcode is Opcode.TEXT:
                 self._text = bytearray()
             if event.opcode in (Opcode.TEXT, Opcode.CONT) and self._text is not None:
@@ -175,6 +197,13 @@ class WebSocket:
                     self._text = None
             elif event.opcode in (Opcode.BINARY, Opcode.CONT):
                 self._messages.append(bytes(event.data))
+
+    def _take_pong(self, data: bytes) -> None:
+        """Take note of what was taken; a pong may stand for those before it too (RFC 6455, 5.5.3)."""
+        if data in (b"%d" % mark for mark in self._marks):
+            self._taken_bytes = int(data)
+            while self._marks and self._marks[0] <= self._taken_bytes:
+                self._marks.popleft()
 
 
 def _address(endpoint: Endpoint, path: str) -> str:
