@@ -359,3 +359,46 @@ async def test_a_stalled_reader_is_cut_off_and_others_go_on(
                         await typist.take()
         await typist.socket.send_bytes(b"still here")
         await typist.until_shown(b"still here")
+
+
+async def test_a_client_that_is_not_listened_to_is_not_taken_for_dead(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmd.http.shells.HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr("vmd.http.shells.MAX_PENDING_INPUT_BYTES", 0)
+    workspace = await house.api.make()
+    async with terminal(house.api, workspace) as opened:
+        process = next(iter(next(iter(house.fake.host.supervisors.values()))._processes.values()))
+        fake: Any = process.spawned
+        taking = asyncio.Event()
+        give = fake.write
+
+        async def write(data: bytes) -> None:
+            await taking.wait()
+            await give(data)
+
+        fake.write = write
+        await opened.socket.send_bytes(b"taken in the end")
+        await asyncio.sleep(0.3)  # many beats, none of which may end it
+        taking.set()
+        await opened.until_shown(b"taken in the end")
+
+
+async def test_a_client_that_gives_no_sign_of_life_is_detached(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmd.http.shells.HEARTBEAT_SECONDS", 0.02)
+    workspace = await house.api.make()
+    async with terminal(house.api, workspace, autoping=False) as opened:
+        await _until_detached(house.api, workspace)
+        assert opened.socket.exception() is None
+
+
+async def test_one_that_missed_what_is_no_longer_kept_is_told_to_come_back(house: House) -> None:
+    workspace = await house.api.make()
+    async with terminal(house.api, workspace) as opened:
+        process = next(iter(next(iter(house.fake.host.supervisors.values()))._processes.values()))
+        stream: Any = next(iter(process.streams.values()))
+        stream._first += 5  # as if others had been faster
+        await opened.socket.send_bytes(b"x")
+        assert (await opened.until_told("closed"))["code"] == 4002

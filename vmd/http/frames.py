@@ -12,6 +12,7 @@ from vmd.orchestrator.happenings import Resync
 SHARED_FRAMES = 16  # kept for the next listener; those who are further behind make their own
 _WHOLE_TEXT = 0x81  # FIN, and the opcode of text
 _WHOLE_BINARY = 0x82
+PING = b"\x89\x00"
 _SHOWN = tuple(field.name for field in fields(Event) if field.name != "owner_id")
 
 

@@ -19,6 +19,7 @@ from vmd.http.sockets import (
     CLOSE_TAKEN_OVER,
     CLOSE_TOO_SLOW,
     CLOSE_WORKSPACE_GONE,
+    HEARTBEAT_SECONDS,
     Socket,
     Sockets,
     TicketText,
@@ -45,6 +46,8 @@ MAX_MESSAGE_BYTES = 1024 * 1024
 MAX_CONTROL_CHARACTERS = 4096
 MAX_PENDING_INPUT_BYTES = 256 * 1024  # that one connection may be ahead of its terminal
 MAX_SIDE = 2000  # of a terminal, in characters
+MAX_COMMAND_CHARACTERS = 4000  # that an address has room for
+SILENT_BEATS = 3  # without a sign of life, after which a client is taken for dead
 
 _TAGS = ["shells"]
 _SOCKET_DESCRIPTION = """\
@@ -74,7 +77,7 @@ class ShellQuery:
     offset: Annotated[int, Meta(ge=0, le=1 << 62)] | None = None
     takeover: bool = False
     readonly: bool = False
-    command: ShellLine | None = None
+    command: Annotated[ShellLine, Meta(max_length=MAX_COMMAND_CHARACTERS)] | None = None
     ticket: TicketText | None = None
 
 
@@ -180,7 +183,7 @@ class ShellHandlers:
         self._sockets.require_upgrade(request)
         attachment = await self._attach(request, query)
         try:
-            async with self._sockets.open(request, MAX_MESSAGE_BYTES) as socket:
+            async with self._sockets.open(request, MAX_MESSAGE_BYTES, has_heartbeat=False) as socket:
                 terminal = _Terminal(socket, attachment, is_readonly=query.readonly)
                 code = await terminal.run()
                 if code is not None:
@@ -215,6 +218,7 @@ class _Terminal:
         self._pending_bytes = 0
         self._has_input = asyncio.Event()
         self._has_room = asyncio.Event()
+        self._silent_beats = 0
 
     async def run(self) -> int | None:
         """Carry bytes until either side ends; return how to close the socket, None if it is closed."""
@@ -223,6 +227,7 @@ class _Terminal:
             asyncio.create_task(self._receive()),
             asyncio.create_task(self._give_input()),
             asyncio.create_task(self._wait_for_takeover()),
+            asyncio.create_task(self._watch_over()),
         ]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -243,8 +248,12 @@ class _Terminal:
                 replayed_bytes=beginning.replayed_bytes,
                 persistence=shell.persistence,
             )
+            at = beginning.offset
             async for chunk in self._attachment.output():
+                if chunk.offset != at:  # others were faster, and what was not sent here is no longer kept
+                    return CLOSE_TOO_SLOW
                 await self._socket.send(binary_frame(chunk.data))
+                at = chunk.end
             code = await self._attachment.exit_code()
             await self._tell(type="exit", exit_code=code)
         except TimeoutError:
@@ -260,6 +269,7 @@ class _Terminal:
     async def _receive(self) -> None:
         """Take what the client sends; input that the terminal does not take holds up the client."""
         async for message in self._socket.messages():
+            self._silent_beats = 0
             try:
                 await self._take(message)
             except Refused as error:
@@ -279,6 +289,7 @@ class _Terminal:
             while self._pending_bytes > MAX_PENDING_INPUT_BYTES:
                 self._has_room.clear()
                 await self._has_room.wait()
+            self._silent_beats = 0
 
     async def _take_control(self, text: str) -> None:
         if len(text) > MAX_CONTROL_CHARACTERS:
@@ -311,6 +322,15 @@ class _Terminal:
     async def _wait_for_takeover(self) -> int:
         await self._attachment.taken_over.wait()
         return CLOSE_TAKEN_OVER
+
+    async def _watch_over(self) -> int:
+        """Notice a client that is gone without a word; one that is not listened to is not taken for it."""
+        while self._silent_beats < SILENT_BEATS:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            if self._pending_bytes <= MAX_PENDING_INPUT_BYTES:
+                self._silent_beats += 1
+            self._socket.ping()
+        return CLOSE_GOING_AWAY
 
     async def _tell_refusal(self, error: Refused) -> None:
         await self._tell(type="error", code=error.code, detail=error.detail)

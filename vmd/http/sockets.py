@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
-from aiohttp import WSMessage, web
+from aiohttp import WSMessage, WSMsgType, web
 from aiohttp.abc import AbstractStreamWriter
 from msgspec import Meta
 
+from vmd.http.frames import PING
 from vmd.http.wire import SEND_SECONDS
 from vmd.model.errors import ErrorCode, Refused
 
@@ -59,10 +60,16 @@ class Sockets:
             raise Refused(ErrorCode.MALFORMED_REQUEST, "This is a WebSocket: send an upgrade request.")
 
     @asynccontextmanager
-    async def open(self, request: web.Request, max_message_bytes: int) -> AsyncIterator["Socket"]:
-        """Upgrade for as long as the block takes; soon after it, nothing is kept of a reader that stalls."""
+    async def open(
+        self, request: web.Request, max_message_bytes: int, *, has_heartbeat: bool = True
+    ) -> AsyncIterator["Socket"]:
+        """Upgrade for as long as the block takes; soon after it, nothing is kept of a reader that stalls.
+
+        Without a heartbeat, pongs are among the messages, and it is for the caller to notice a dead client.
+        """
+        heartbeat = HEARTBEAT_SECONDS if has_heartbeat else None
         response = web.WebSocketResponse(
-            heartbeat=HEARTBEAT_SECONDS, compress=False, max_msg_size=max_message_bytes
+            heartbeat=heartbeat, autoping=has_heartbeat, compress=False, max_msg_size=max_message_bytes
         )
         socket = Socket(request, response, await response.prepare(request))
         self._open.add(socket)
@@ -95,9 +102,16 @@ class Socket:
         self._writer = writer
 
     async def messages(self) -> AsyncIterator[WSMessage]:
-        """Yield what the other side sends; pings and pongs are dealt with here, and need this to be read."""
+        """Yield what the other side sends; pings are answered only while this is read."""
         async for message in self.response:
-            yield message
+            if message.type is WSMsgType.PING:
+                await self.response.pong(message.data)
+            else:
+                yield message
+
+    def ping(self) -> None:
+        """Ask for a sign of life, unless the reader is behind."""
+        self.try_to_send(PING)
 
     def try_to_send(self, frame: bytes) -> bool:
         """Send a whole frame at once and return True, unless the reader is behind or away."""

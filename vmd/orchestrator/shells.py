@@ -260,13 +260,12 @@ class Shells:
 
     async def exit_code(self, shell: Shell) -> int | None:
         """Return how a shell whose output has ended did; the books know it by then."""
-        supervisor = self._supervisors.find(shell.workspace_id)
-        with contextlib.suppress(ProviderUnavailable):
-            report = None if supervisor is None else await supervisor.look(shell.id)
+        with contextlib.suppress(ProviderError, ProviderUnavailable):
+            report = await (await self._supervisors.reach(shell.workspace_id)).look(shell.id)
             if report is not None and report.state is not ProcessState.RUNNING:
                 await self.ends.write(shell, report.exit_code)
-                return report.exit_code
-        return None
+        latest = await self._database.read(lambda tx: find_shell(tx, shell.workspace_id, shell.id))
+        return None if latest is None else latest.exit_code
 
     async def detach(self, attachment: Attachment) -> None:
         """Take an attachment away; the last one starts the time after which the shell ends."""
