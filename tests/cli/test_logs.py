@@ -1,6 +1,7 @@
 """`vmd logs`, as somebody who types it sees it."""
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -59,3 +60,20 @@ async def test_what_is_wrong_is_said_in_one_line(house: House, tmp_path: Path) -
         assert reason in err
         assert len(err.splitlines()) == 1
     assert (await logs(house))[0] == 2
+
+
+async def test_a_reader_that_leaves_ends_it_quietly(house: House) -> None:
+    created = (await house.api.post("/workspaces", {"provisioning": ["echo hello"]})).json
+    await house.api.wait(created)
+    assert house.api.token is not None
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "vmd", "logs", created["id"]),
+        stdout=writing,
+        stderr=asyncio.subprocess.PIPE,
+        env={"PATH": "/usr/bin:/bin", "VMD_URL": house.api.url, "VMD_TOKEN": house.api.token},
+    )
+    os.close(writing)
+    _, err = await command.communicate()
+    assert (command.returncode, err) == (1, b"")

@@ -3,7 +3,6 @@
 import argparse
 import http.client
 import os
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -12,6 +11,7 @@ from vmd.cli.client import Endpoint, lines, remote_endpoint, request
 from vmd.cli.failure import Failure
 from vmd.cli.local import no_answer, with_local_daemon
 from vmd.cli.settings import add_arguments, data_dir_of, load_settings
+from vmd.cli.standard import STDERR, STDOUT, OutputGone, write_all
 
 T = TypeVar("T")
 
@@ -47,11 +47,14 @@ def _logs(given: argparse.Namespace) -> int:
 
     def show(endpoint: Endpoint) -> Any:
         for line in lines(endpoint, f"{path}/logs?follow={follow}"):
-            stream = sys.stderr if line["stream"] == "stderr" else sys.stdout
-            print(line["message"], file=stream, flush=True)
+            descriptor = STDERR if line["stream"] == "stderr" else STDOUT
+            write_all(descriptor, f"{line['message']}\n".encode())
         return request(endpoint, "GET", path)
 
-    operation = with_daemon(given, show)
+    try:
+        operation = with_daemon(given, show)
+    except OutputGone:
+        raise BrokenPipeError from None
     if not given.follow or operation["status"] == "succeeded":
         return 0
     error = operation["error"]
