@@ -96,6 +96,8 @@ NONSENSE = {
     "data beyond the window in two pieces": data_frame(1, 10, b"x" * WINDOW) + data_frame(1, 110, b"x"),
     "data before where it was to begin": data_frame(1, 9, b"x"),
     "data twice": data_frame(1, 10, b"xx") + data_frame(1, 11, b"x"),
+    "data in too many pieces": b"".join(data_frame(1, 10 + 2 * at, b"x") for at in range(50)),
+    "no data in too many pieces": b"".join(data_frame(1, 10 + at, b"") for at in range(50)),
     "data beyond all offsets": data_frame(1, MAX_OFFSET, b"x"),
     "an end that is cut off": framed(FromSupervisor.FINISHED, b"\1\0\0\0"),
     "no count of what was taken": framed(FromSupervisor.TAKEN, identifier(ID)),
@@ -154,6 +156,14 @@ async def test_a_reader_that_takes_nothing_is_granted_nothing() -> None:
     assert talk.said == before + struct.pack("<IBIQ", 13, 7, 1, WINDOW)
     talk.client.feed(data_frame(1, 110, b"y" * WINDOW))
     assert (await coming).offset == 110
+    await talk.end()
+
+
+async def test_pieces_as_small_as_they_can_be_are_one_for_who_takes_them_late() -> None:
+    talk = Talk()
+    await talk.hear_out([*(data_frame(1, 10 + at, b"x") for at in range(50)), data_frame(1, 70, b"y")])
+    talk.client.feed(framed(FromSupervisor.FINISHED, struct.pack("<IQ", 1, 71)))
+    assert [(chunk.offset, chunk.data) async for chunk in talk.follower] == [(10, b"x" * 50), (70, b"y")]
     await talk.end()
 
 

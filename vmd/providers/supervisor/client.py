@@ -36,6 +36,9 @@ from vmd.providers.supervisor.wire import (
 ANSWER_SECONDS = 10.0  # for a supervisor to answer; the machine may be busy
 INPUT_WINDOW_BYTES = 64 * 1024  # of one process's input that may be under way
 MAX_MERGED_BYTES = 64 * 1024
+MAX_SMALL_BYTES = 4 * 1024
+MIN_PIECES = 16  # that a reader may have waiting, and one more for every so many bytes of its window
+LEAST_MEAN_BYTES = 1024
 MAX_LISTED = 100_000
 _ALL = 1 << 32  # more input than can be under way
 _NUMBER = struct.Struct("<I")
@@ -333,7 +336,7 @@ class LinkFollower:
         if offset < self._at or chunk.end > MAX_OFFSET:
             raise BadFrame("offsets are impossible")
         self._at = chunk.end
-        self._chunks.append(chunk)
+        self._pile(chunk)
         self._arrived.set()
 
     def finish(self) -> None:
@@ -367,6 +370,21 @@ class LinkFollower:
                 self._grant(len(chunk.data))
         finally:
             self.close()
+
+    def _pile(self, chunk: Chunk) -> None:
+        """Add a piece, a small one to that which it follows on; raise BadFrame for too many apart."""
+        last = self._chunks[-1] if self._chunks else None
+        if (
+            last is not None
+            and last.end == chunk.offset
+            and len(last.data) + len(chunk.data) <= MAX_SMALL_BYTES
+        ):
+            self._chunks[-1] = Chunk(offset=last.offset, data=last.data + chunk.data)
+            return
+        self._chunks.append(chunk)
+        # Each takes more memory than its bytes. Ours has gaps only where whole segments were dropped.
+        if len(self._chunks) > MIN_PIECES + self._window // LEAST_MEAN_BYTES:
+            raise BadFrame("too many pieces")
 
     def _next(self) -> Chunk:
         """Return the first piece, with those that follow on it."""
