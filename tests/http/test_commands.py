@@ -436,3 +436,10 @@ def test_bytes_that_were_dropped_are_told_of() -> None:
         {"type": "dropped", "stream": "stdout", "offset": 2, "bytes": 8},
         {"type": "stdout", "data": "on", "offset": 10},
     ]
+
+
+def test_a_line_is_never_longer_than_clients_read() -> None:
+    pieces = Pieces(Stream.STDOUT, 0)
+    zeros = bytes(65_536)
+    (line,) = _texts(pieces.feed(Chunk(offset=0, data=zeros)))
+    assert (line["encoding"], base64.b64decode(line["data"])) == ("base64", zeros)

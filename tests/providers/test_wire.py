@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vmd.providers.base import ProviderError, ProviderUnavailable
 from vmd.providers.process import ProcessReport, ProcessSpec, ProcessState, Stream, UnknownUser
-from vmd.providers.supervisor.client import LinkFollower, SupervisorClient
+from vmd.providers.supervisor.client import LinkFollower, OtherVersion, SupervisorClient
 from vmd.providers.supervisor.wire import (
     MAX_FRAME_BYTES,
     MAX_OFFSET,
@@ -60,7 +60,12 @@ class Talk:
         self.client.lost()
         results = await asyncio.gather(*self.waiting, self.writing, return_exceptions=True)
         errors = [result for result in results if isinstance(result, BaseException)]
-        assert {type(error) for error in errors} <= {ProviderUnavailable, ProviderError, UnknownUser}
+        assert {type(error) for error in errors} <= {
+            ProviderUnavailable,
+            ProviderError,
+            UnknownUser,
+            OtherVersion,
+        }
         assert self.times_closed == 1
 
 

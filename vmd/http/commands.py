@@ -1,7 +1,7 @@
 """Commands over HTTP."""
 
 import base64
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Annotated, Any
 
 from aiohttp import web
@@ -34,18 +34,19 @@ from vmd.providers.process import Chunk, Stream
 NDJSON = "application/x-ndjson"
 OCTETS = "application/octet-stream"
 MAX_OFFSET = 1 << 62
+MAX_LINE_BYTES = 120_000  # more than clients read in one piece; control characters take six bytes each
 
 _TAGS = ["commands"]
 _CREATE_DESCRIPTION = """\
 With `Accept: application/x-ndjson` the answer is a live stream, one JSON object a line: `{"type": "start",
-"command_id", "operation_id"}`, then `{"type": "stdout" | "stderr", "data", "offset"}`, last `{"type": "exit",
-"exit_code", "signal"}`. `data` is text; a piece that is not UTF-8 has its bytes in base64 and says
-`"encoding": "base64"`. `offset` counts bytes. `{"type": "dropped", "stream", "offset", "bytes"}` says that a
-piece is no longer kept. Closing the stream leaves the command running. Otherwise the answer is the Operation,
-whose `command_id` names the command.
+"command_id", "operation_id"}`, then `{"type": "stdout" | "stderr", "data", "offset"}`, last `{"type":
+"exit", "exit_code", "signal"}`. `data` is text; a piece that is not UTF-8 has its bytes in base64 and says
+`"encoding": "base64"`, and so does one of many control characters. `offset` counts bytes. `{"type":
+"dropped", "stream", "offset", "bytes"}` says that a piece is no longer kept. Closing the stream leaves the
+command running. Otherwise the answer is the Operation, whose `command_id` names the command.
 
-A string is run by the user's shell, an array as it stands. A program that does not exist gives the exit code
-127, as in a shell.
+A string is run by the user's shell, an array as it stands. A program that does not exist gives the exit
+code 127, as in a shell.
 """
 _OUTPUT_DESCRIPTION = """\
 The exact bytes of one stream. The oldest are dropped when there are more than `commands.output_bytes`; the
@@ -250,11 +251,12 @@ class Pieces:
             return b""
         offset = self._at
         self._at += len(data)
-        try:
-            return _line(type=self._stream, data=data.decode(), offset=offset)
-        except UnicodeDecodeError:
-            text = base64.b64encode(data).decode()
-            return _line(type=self._stream, data=text, offset=offset, encoding="base64")
+        with suppress(UnicodeDecodeError):
+            line = _line(type=self._stream, data=data.decode(), offset=offset)
+            if len(line) <= MAX_LINE_BYTES:
+                return line
+        text = base64.b64encode(data).decode()
+        return _line(type=self._stream, data=text, offset=offset, encoding="base64")
 
 
 def _lines(item: Printed | Command, texts: dict[Stream, Pieces]) -> bytes:

@@ -232,8 +232,10 @@ class SupervisorClient:
     def _take_ready(self, body: bytes) -> None:
         if _NUMBER.unpack(body)[0] == VERSION:
             _settle(self._ready, None)
-        elif not self._ready.done():
+            return
+        if not self._ready.done():
             self._ready.set_exception(OtherVersion())
+        self.lost()
 
     def _take_started(self, body: bytes) -> None:
         process_id, _ = split_id(body)

@@ -1,6 +1,8 @@
 /* The one link to the daemon: two descriptors that somebody handed over. */
 #include "supervisor.h"
 
+enum { LINK_PIPE = 1024 * 1024 };
+
 int link_out = -1;
 struct buffer outgoing;
 static int link_in = -1, link_socket = -1;
@@ -109,6 +111,7 @@ void accept_link(void)
     link_socket = accepted;
     set_nonblocking(link_in);
     set_nonblocking(link_out);
+    fcntl(link_out, F_SETPIPE_SZ, LINK_PIPE); /* a third more output; where it is refused, less will do */
     watch(link_in, &in_source, EPOLLIN);
     watch(link_socket, &socket_source, EPOLLIN | EPOLLRDHUP);
 }
