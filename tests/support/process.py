@@ -75,6 +75,12 @@ class Process:
         self._running.send_signal(number)
         return self._running.wait(timeout=20)
 
+    def memory_bytes(self) -> int:
+        """Return how much memory it has had at most since it began."""
+        assert self._running is not None
+        status = Path(f"/proc/{self._running.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
     @property
     def is_running(self) -> bool:
         return self._running is not None and self._running.poll() is None
