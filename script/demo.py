@@ -113,8 +113,7 @@ def demonstrate(archive: Path, repository: str | None, once: bool, undo: context
     show_workspace(workspace)
 
     step("Run a command in it")
-    for line in run_in_workspace(workspace, COMMAND).splitlines():
-        note(line)
+    run_in_workspace(client, workspace, COMMAND)
     if once:
         return
 
@@ -132,6 +131,7 @@ class Daemon:
     """A running vmd, where it listens and where it keeps its things."""
 
     def __init__(self, archive: Path, directory: Path) -> None:
+        self.archive = archive.resolve()
         self.data_directory = directory / "data"
         self.log = directory / "vmd.log"
         address = f"127.0.0.1:{free_port()}"
@@ -257,13 +257,17 @@ def show_workspace(workspace: Json) -> None:
             note(f"{label:<12}{value}")
 
 
-def run_in_workspace(workspace: Json, command: list[str]) -> str:
-    """Run a command as the workspace's user in its directory, and return what it prints."""
-    workdir = (workspace.get("connection") or {}).get("workdir") or "/workspace"
-    containers = docker("ps", "--quiet", "--filter", f"label=vmd.workspace={workspace['id']}").split()
-    if not containers:
-        raise Failed(f"the engine runs no container with the label vmd.workspace={workspace['id']}")
-    return docker("exec", "-u", "1000", "-w", workdir, containers[0], *command)
+def run_in_workspace(client: Client, workspace: Json, command: list[str]) -> None:
+    """Run a command as the workspace's user in its directory, and show what it prints."""
+    path = f"/api/v1/workspaces/{workspace['id']}/commands"
+    operation = wait_for(client, client.call("POST", path, {"command": command}))
+    for stream in ("stdout", "stderr"):
+        with client.open("GET", f"{path}/{operation['command_id']}/output?stream={stream}") as printed:
+            for line in printed.read().decode(errors="replace").splitlines():
+                note(line)
+    exit_code = (operation["result"] or {}).get("exit_code")
+    if exit_code != 0:
+        raise Failed(f"the command ended with exit code {exit_code}")
 
 
 def show_what_next(client: Client, workspace: Json) -> None:
@@ -271,21 +275,20 @@ def show_what_next(client: Client, workspace: Json) -> None:
     url = client.daemon.url
     one = f"{url}/api/v1/workspaces/{workspace['id']}"
     curl = 'curl -sS -H "Authorization: Bearer $TOKEN"'
-    websocket = (
-        "--http1.1 -N -o - -H 'Connection: Upgrade' -H 'Upgrade: websocket' -H 'Sec-WebSocket-Version: 13'"
-    )
     step("Go on from another terminal")
     for what, line in (
         ("who you are", f"TOKEN=$(cat {client.daemon.data_directory}/admin-token)"),
+        (
+            "a terminal in it; ~. leaves it",
+            f"VMD_URL={url} VMD_TOKEN=$TOKEN {client.daemon.archive} attach demo",
+        ),
+        ("a command in it", f"VMD_URL={url} VMD_TOKEN=$TOKEN {client.daemon.archive} exec demo -- ls -la"),
         ("look at it", f"{curl} {one}"),
         ("stop it", f"{curl} -X POST {one}/actions/stop"),
         ("start it", f"{curl} -X POST {one}/actions/start"),
         ("delete it", f"{curl} -X DELETE {one}"),
         ("what was done", f"{curl} {url}/api/v1/operations"),
-        (
-            "events, first the past ones (curl answers no pings, so it is cut off in a minute)",
-            f"{curl} {websocket} -H 'Sec-WebSocket-Key: dm1kLWRlbW8tc2NyaXB0IQ==' '{url}/ws/events?after=0'",
-        ),
+        ("events, first the past ones", f"{curl} -N '{url}/api/v1/events?after=0'"),
         ("the API, in a browser; any name, and the token as password", f"{url}/docs"),
     ):
         tell(paint(f"  # {what}", "2"))
