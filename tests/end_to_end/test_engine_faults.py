@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.providers.test_provider import spec as machine_spec
 from tests.support.api import Api
 from tests.support.engine import PrivateEngine, private_engine
 from tests.support.process import Process
+from vmd.providers.base import ProviderUnavailable
+from vmd.providers.docker import DockerProvider, links
 
 pytestmark = pytest.mark.usefixtures("engine_url")
 
@@ -62,3 +65,24 @@ async def test_an_engine_that_dies_and_comes_back_is_looked_at_anew(api: Api, en
     await api.done(await api.delete(f"/workspaces/{workspace['id']}"))
     assert engine.docker("ps", "-aq").stdout == ""
     assert engine.docker("volume", "ls", "-q").stdout == ""
+
+
+async def test_a_hung_engine_keeps_nobody_waiting_for_a_supervisor(
+    engine: PrivateEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "READ_SECONDS", 0.5)
+    docker = DockerProvider(url=engine.url, instance="test-hung", subnet_pool="10.214.0.0/16")
+    ref = await docker.create(machine_spec())
+    await docker.start(ref, {})
+    await (await docker.supervise(ref)).close()
+    engine.freeze()
+    try:
+        async with asyncio.timeout(20):
+            with pytest.raises(ProviderUnavailable, match="does not answer"):
+                await docker.supervise(ref)
+    finally:
+        engine.thaw()
+    again = await docker.supervise(ref)
+    assert list(await again.list()) == []
+    await again.close()
+    await docker.close()

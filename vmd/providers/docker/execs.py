@@ -7,7 +7,7 @@ from aiodocker.exceptions import DockerError
 
 from vmd.providers.base import ProviderError
 from vmd.providers.docker.body import RUN_DIRECTORY
-from vmd.providers.docker.engine import Engine, half_close
+from vmd.providers.docker.engine import READ_SECONDS, Engine, half_close
 from vmd.providers.process import ProcessSpec, Stream, TerminalSize, UnknownUser
 from vmd.providers.supervisor.local import Output
 
@@ -62,17 +62,18 @@ class ExecSpawner:
         try:
             await self._require_user(spec.user)
             with self._engine.translated():
-                run = await container.exec(
-                    argv,
-                    stdin=True,
-                    tty=spec.terminal is not None,
-                    user=spec.user,
-                    environment=environment,
-                    workdir=spec.cwd,
-                    detach_keys=_DETACH_KEYS,
-                )
-                stream = run.start()
-                await stream._init()
+                async with asyncio.timeout(READ_SECONDS):
+                    run = await container.exec(
+                        argv,
+                        stdin=True,
+                        tty=spec.terminal is not None,
+                        user=spec.user,
+                        environment=environment,
+                        workdir=spec.cwd,
+                        detach_keys=_DETACH_KEYS,
+                    )
+                    stream = run.start()
+                    await stream._init()
         except DockerError as error:
             raise ProviderError(f"The engine cannot run it in the machine: {error.message}.") from None
         spawned = SpawnedExec(self._engine, self._ref, file, run, stream, output)
@@ -138,10 +139,11 @@ async def _run_as_root(engine: Engine, ref: str, script: str, *arguments: str) -
     container = engine.streams.containers.container(ref)
     argv = ["/bin/sh", "-c", script, "vmd", *arguments]
     with engine.translated():
-        run = await container.exec(argv, user="0:0", workdir="/")
-        async with run.start() as stream:
-            while await stream.read_out() is not None:
-                pass
+        async with asyncio.timeout(READ_SECONDS):
+            run = await container.exec(argv, user="0:0", workdir="/")
+            async with run.start() as stream:
+                while await stream.read_out() is not None:
+                    pass
     found = await engine.find(f"exec/{run.id}/json")
     return None if found is None else found["ExitCode"]
 

@@ -1,5 +1,6 @@
 """The way into a running container: one exec whose stream carries a supervisor's frames."""
 
+import asyncio
 import struct
 from typing import Any
 
@@ -7,7 +8,7 @@ from aiodocker.exceptions import DockerError
 
 from vmd.providers.base import ProviderError, ProviderUnavailable
 from vmd.providers.docker.body import ENDING_FILE, RUN_DIRECTORY, STATE_DIRECTORY
-from vmd.providers.docker.engine import Engine, half_close
+from vmd.providers.docker.engine import ANSWER_SECONDS, READ_SECONDS, Engine, half_close
 from vmd.providers.supervisor.client import OtherVersion, SupervisorClient
 from vmd.providers.supervisor.executable import digest, find_executable
 
@@ -95,7 +96,7 @@ class Links:
     async def _finish(self, run: Any, stream: Any, stdin: bytes = b"") -> int | None:
         """Give an exec its input, and return its exit code once it has ended."""
         with self._engine.translated():
-            async with stream:
+            async with asyncio.timeout(ANSWER_SECONDS), stream:
                 await stream.write_in(stdin)
                 half_close(stream)
                 while await stream.read_out() is not None:
@@ -110,10 +111,11 @@ class Links:
         argv = ["/bin/sh", "-c", script, "vmd", path]
         try:
             with self._engine.translated():
-                container = self._engine.streams.containers.container(ref)
-                run = await container.exec(argv, stdin=True, user="0:0", workdir="/")
-                stream = run.start()
-                await stream._init()
+                async with asyncio.timeout(READ_SECONDS):
+                    container = self._engine.streams.containers.container(ref)
+                    run = await container.exec(argv, stdin=True, user="0:0", workdir="/")
+                    stream = run.start()
+                    await stream._init()
         except DockerError as error:
             raise ProviderError(f"The engine cannot reach into the machine: {error.message}.") from None
         return run, stream
