@@ -16,10 +16,11 @@ from tests.support.terminals import Terminal, until_even
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-IMAGE = "vmd-test-terminals:2"  # counted up when the programs in it change
+IMAGE = "vmd-test-terminals:1"  # counted up when the programs in it change
 DOCKERFILE = f"""
 FROM {BASE_IMAGE}
-RUN apt-get -q update && apt-get -q install -y --no-install-recommends vim htop tmux
+RUN apt-get -q update && apt-get -q install -y --no-install-recommends vim htop tmux \\
+    && rm -rf /var/lib/apt/lists/*
 """
 EVERY_BYTE = bytes(range(256))
 MIB = 1024 * 1024
