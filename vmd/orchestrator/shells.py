@@ -23,6 +23,7 @@ from vmd.orchestrator.supervisors import Supervisors
 from vmd.providers.base import ProviderError, ProviderUnavailable
 from vmd.providers.process import (
     Chunk,
+    Follower,
     ProcessReport,
     ProcessSpec,
     ProcessState,
@@ -51,17 +52,19 @@ class Beginning:
 class Attachment:
     """One connection to a shell. Iterate over its output, give it input, and detach it at the end."""
 
-    def __init__(self, shells: "Shells", shell: Shell, beginning: Beginning) -> None:
+    def __init__(self, shells: "Shells", shell: Shell, beginning: Beginning, hold: Follower | None) -> None:
         self.shell = shell
         self.beginning = beginning
         self.taken_over = asyncio.Event()  # somebody else wants the shell alone
         self._shells = shells
+        self._hold = hold
 
     async def output(self) -> AsyncGenerator[Chunk, None]:
         """Yield what the terminal shows, each byte once, until the shell has ended."""
         chunks = self._shells.read(self.shell, self.beginning.offset)
         async with aclosing(chunks):
             async for chunk in chunks:
+                self._let_go()
                 yield chunk
 
     async def write(self, data: bytes) -> None:
@@ -87,7 +90,13 @@ class Attachment:
 
     async def detach(self) -> None:
         """Leave; the shell goes on."""
+        self._let_go()
         await self._shells.detach(self)
+
+    def _let_go(self) -> None:
+        if self._hold is not None:
+            self._hold.close()
+            self._hold = None
 
 
 class Shells:
@@ -166,7 +175,7 @@ class Shells:
             shell = evolve(shell, persistence=supervisor.persistence)
             await self._database.write(lambda tx: update_shell(tx, shell))
         self._touch(workspace_id)
-        return self._attach(shell, Beginning(offset=0, replayed_bytes=0))
+        return self._attach(shell, Beginning(offset=0, replayed_bytes=0), None)
 
     async def attach(
         self,
@@ -188,21 +197,36 @@ class Shells:
         )
         try:
             supervisor = await self._supervisors.of(workspace)
-            report = await supervisor.look(shell_id)
+            # A reader that takes nothing: what is kept now stays until its first bytes are read.
+            hold = supervisor.follow(shell_id, Stream.STDOUT, offset or 0, live=True, window=0)
+            try:
+                report = await supervisor.look(shell_id)
+            except BaseException:
+                hold.close()
+                raise
         except (ProviderError, ProviderUnavailable) as error:
             raise refused_by_provider(error) from None
         if report is None:
+            hold.close()
             raise not_found("shell", shell_id)
         beginning = _beginning(report, offset)
         if takeover:
             for other in self._attached.get(shell_id, ()):
                 other.taken_over.set()
-        attachment = self._attach(shell, beginning)
-        await self._mark_attached(workspace, shell_id)
-        if size is not None:
-            if beginning.offset > (offset or 0):  # what was drawn before is not known: have it drawn again
-                supervisor.resize(shell_id, TerminalSize(columns=size.columns, rows=max(1, size.rows - 1)))
-            supervisor.resize(shell_id, size)
+        attachment = self._attach(shell, beginning, hold)
+        try:
+            await self._mark_attached(workspace, shell_id)
+            if size is not None:
+                if beginning.offset > (offset or 0):  # what was drawn before is unknown: have it drawn again
+                    shorter = TerminalSize(columns=size.columns, rows=max(1, size.rows - 1))
+                    supervisor.resize(shell_id, shorter)
+                supervisor.resize(shell_id, size)
+        except ProviderUnavailable as error:
+            await attachment.detach()
+            raise refused_by_provider(error) from None
+        except BaseException:
+            await attachment.detach()
+            raise
         return attachment
 
     async def list(self, actor: Actor, workspace_id: str, after: str | None, limit: int) -> Page[Shell]:
@@ -284,8 +308,8 @@ class Shells:
 
         await self._database.write(unit)
 
-    def _attach(self, shell: Shell, beginning: Beginning) -> Attachment:
-        attachment = Attachment(self, shell, beginning)
+    def _attach(self, shell: Shell, beginning: Beginning, hold: Follower | None) -> Attachment:
+        attachment = Attachment(self, shell, beginning, hold)
         self._attached.setdefault(shell.id, set()).add(attachment)
         return attachment
 
