@@ -90,7 +90,7 @@ static void complain(const char *what, const char *of)
     dprintf(2, "vmd: %s: %s\n", of, what);
 }
 
-static void become(struct wish *w, struct account *a, int in, int out, int err)
+static void become(struct wish *w, struct account *a, int in, int out, int err, int born)
 {
     sigset_t none;
     sigemptyset(&none);
@@ -100,6 +100,7 @@ static void become(struct wish *w, struct account *a, int in, int out, int err)
     setsid();
     if (w->is_terminal)
         ioctl(in, TIOCSCTTY, 0);
+    close(born);
     dup2(in, 0);
     dup2(out, 1);
     dup2(err, 2);
@@ -191,6 +192,16 @@ static bool open_pipe(int ends[2], struct account *a, uint64_t segment)
     return true;
 }
 
+/* Wait until a child takes signals in a session of its own: what was sent before that would be lost. */
+static void wait_for_birth(int born[2])
+{
+    char byte;
+    close(born[1]);
+    while (read(born[0], &byte, 1) < 0 && errno == EINTR)
+        ;
+    close(born[0]);
+}
+
 static const char *start(struct wish *w)
 {
     struct account account;
@@ -220,10 +231,12 @@ static const char *start(struct wish *w)
         dprintf(begin, "%llu %d\n", (unsigned long long)segment, w->is_terminal);
         close(begin);
     }
-    pid_t pid = begin < 0 ? -1 : fork();
+    int born[2] = {-1, -1};
+    pid_t pid = begin < 0 || pipe2(born, O_CLOEXEC) ? -1 : fork();
     if (pid == 0)
-        become(w, &account, in[0], out[1], err[1]);
+        become(w, &account, in[0], out[1], err[1], born[1]);
     int failure = errno;
+    wait_for_birth(born);
     if (w->is_terminal) {
         close(slave);
     } else {
