@@ -60,27 +60,25 @@ class Terminal:
         )
         self.told, self.close_code = [], None
         self._taking = asyncio.create_task(self._take_all())
-        connected = await self.until_told("connected")
-        self.session, self.offset = connected["session_id"], connected["offset"]
+        await self.until_told("connected")
         return self
 
     async def _take_all(self) -> None:
         async for message in self.socket:
             if message.type is aiohttp.WSMsgType.BINARY:
-                await self._until_connected()
                 self.offset += len(message.data)
                 self.shown += message.data
                 self._undrawn += message.data
             else:
-                self.told.append(json.loads(message.data))
+                self._take_text(json.loads(message.data))
             self._news.set()
         self.close_code = self.socket.close_code
         self._news.set()
 
-    async def _until_connected(self) -> None:
-        """Wait until `attach` has taken over the offset, which what comes now counts from."""
-        while self.session is None:
-            await asyncio.sleep(0)
+    def _take_text(self, told: Any) -> None:
+        if told["type"] == "connected":  # at once, since what comes now counts from its offset
+            self.session, self.offset = told["session_id"], told["offset"]
+        self.told.append(told)
 
     async def send(self, data: bytes | str) -> None:
         await self.socket.send_bytes(data.encode() if isinstance(data, str) else data)
