@@ -10,7 +10,8 @@ CREATE TABLE users (
     id TEXT PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
     role TEXT NOT NULL CHECK (role IN ('admin', 'member')),
-    created_at INTEGER NOT NULL
+    created_at INTEGER NOT NULL,
+    quota TEXT NOT NULL DEFAULT '{}' -- the limits that are not the usual ones
 ) STRICT;
 
 CREATE TABLE tokens (
@@ -64,7 +65,13 @@ CREATE TABLE workspaces (
     last_error TEXT,
     provider_ref TEXT, -- never cleared before destruction is confirmed
     address TEXT,
-    is_cloned INTEGER NOT NULL CHECK (is_cloned IN (0, 1))
+    is_cloned INTEGER NOT NULL CHECK (is_cloned IN (0, 1)),
+    parameters TEXT NOT NULL DEFAULT '{}', -- what its template was given
+    recipe TEXT, -- what the image is built from where it is not there
+    services TEXT NOT NULL DEFAULT '[]', -- what runs beside the machine
+    is_detecting INTEGER NOT NULL DEFAULT 0 CHECK (is_detecting IN (0, 1)), -- its template is found once it is cloned
+    files TEXT, -- what the provider calls its files; NULL for the first ones
+    git TEXT -- its repository as it was last looked at
 ) STRICT;
 
 CREATE UNIQUE INDEX workspaces_by_name ON workspaces (owner_id, name) WHERE deleted_at IS NULL;
@@ -193,3 +200,26 @@ CREATE TABLE shells (
 
 CREATE INDEX shells_by_workspace ON shells (workspace_id, id);
 CREATE INDEX shells_detached ON shells (detached_at) WHERE detached_at IS NOT NULL;
+
+-- A snapshot outlives its workspace when it is kept, or when it came from another daemon.
+CREATE TABLE snapshots (
+    id TEXT PRIMARY KEY,
+    workspace_id TEXT NOT NULL, -- which may be gone, or never have been here
+    owner_id TEXT NOT NULL REFERENCES users (id),
+    name TEXT NOT NULL,
+    description TEXT NOT NULL,
+    status TEXT NOT NULL,
+    is_final INTEGER NOT NULL CHECK (is_final IN (0, 1)), -- taken before its workspace expired
+    provider TEXT NOT NULL,
+    node TEXT NOT NULL,
+    actor TEXT NOT NULL,
+    origin TEXT NOT NULL, -- what a workspace made from it starts with: template, image, resources, env, …
+    size_bytes INTEGER,
+    manifest TEXT, -- entries, bytes and digest of the files
+    error TEXT,
+    created_at INTEGER NOT NULL,
+    current_operation TEXT REFERENCES operations (id) -- that makes or deletes it
+) STRICT;
+
+CREATE INDEX snapshots_by_workspace ON snapshots (workspace_id, id);
+CREATE INDEX snapshots_by_owner ON snapshots (owner_id, id);

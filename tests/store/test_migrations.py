@@ -1,3 +1,4 @@
+import re
 import sqlite3
 import stat
 from contextlib import closing
@@ -13,8 +14,13 @@ Tables = list[tuple[object, ...]]
 
 
 def tables(connection: sqlite3.Connection) -> Tables:
+    """Return every table and index with its SQL, without the comments and spaces that no column has."""
     rows = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name")
-    return [tuple(row) for row in rows]
+    return [(*row[:3], words(row[3] or "")) for row in map(tuple, rows)]
+
+
+def words(sql: str) -> list[str]:
+    return re.findall(r"'[^']*'|\w+|[^\w\s]", re.sub(r"--[^\n]*", "", sql))
 
 
 def version(connection: sqlite3.Connection) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from functools import cache
-from typing import Annotated
+from typing import Annotated, Any
 
 from attrs import field, frozen
 from msgspec import UNSET, Meta, UnsetType
@@ -292,6 +292,37 @@ class Tunnel:
     bytes_out: int
 
 
+@frozen(kw_only=True)
+class Service:
+    """What runs beside a machine, on its network, under a name of its own."""
+
+    name: WorkspaceName  # its host name on the network
+    image: str
+    recipe: str | None = None  # what the image is built from where it is not there
+    command: tuple[str, ...] = ()
+    env: dict[str, str] = field(factory=dict)
+    data: str | None = None  # the directory that is kept while the machine is rebuilt
+    memory_mb: MemoryMb = 256
+    cpus: Cpus = 0.5
+    ready: str | None = None  # a shell line that succeeds once it takes connections
+
+
+@frozen(kw_only=True)
+class GitState:
+    """What a workspace's repository has that no remote has."""
+
+    looked_at: datetime
+    branch: str | None
+    uncommitted: int  # files changed or new
+    unpushed: int  # commits that no remote branch has
+    stashes: int
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing would be lost with the workspace."""
+        return not (self.uncommitted or self.unpushed or self.stashes)
+
+
 # Not slotted: a list page makes fifty of these, and plain attribute dictionaries are filled faster.
 @frozen(kw_only=True, slots=False)
 class Workspace:
@@ -331,6 +362,12 @@ class Workspace:
     provider_ref: str | None  # what the provider calls the machine; None before there is one
     address: str | None
     is_cloned: bool  # the repository's files are in place
+    parameters: dict[str, Any] = field(factory=dict)  # what its template was given
+    recipe: str | None = None  # what the image is built from where it is not there
+    services: tuple[Service, ...] = ()  # what runs beside the machine
+    is_detecting: bool = False  # its template is found once it is cloned
+    files: str | None = None  # what the provider calls its files; None for the first ones
+    git: GitState | None = None  # its repository as it was last looked at
 
     @property
     def allowed_actions(self) -> tuple[Action, ...]:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from attrs import field, frozen
 
-from vmd.model.workspace import Resources
+from vmd.model.workspace import Resources, Service
 from vmd.providers.process import MACHINE_USER, Chunk, ProcessReport, Stream, Supervisor
 
 
@@ -40,6 +40,8 @@ class MachineSpec:
     image: str
     resources: Resources
     env: Mapping[str, str] = field(factory=dict)  # without secrets
+    files: str | None = None  # the files it gets, None for the workspace's first ones
+    services: tuple[Service, ...] = ()  # what runs beside it
 
 
 @frozen(kw_only=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # The step that leads to a version from the one before it. Version 1 is the first that was released.
 STEPS: Mapping[int, str] = {
     2: """
@@ -49,6 +49,38 @@ CREATE TABLE shells (
 
 CREATE INDEX shells_by_workspace ON shells (workspace_id, id);
 CREATE INDEX shells_detached ON shells (detached_at) WHERE detached_at IS NOT NULL;
+""",
+    3: """
+ALTER TABLE users ADD COLUMN quota TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE workspaces ADD COLUMN parameters TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE workspaces ADD COLUMN recipe TEXT;
+ALTER TABLE workspaces ADD COLUMN services TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE workspaces ADD COLUMN is_detecting INTEGER NOT NULL DEFAULT 0 CHECK (is_detecting IN (0, 1));
+ALTER TABLE workspaces ADD COLUMN files TEXT;
+ALTER TABLE workspaces ADD COLUMN git TEXT;
+
+-- A snapshot outlives its workspace when it is kept, or when it came from another daemon.
+CREATE TABLE snapshots (
+    id TEXT PRIMARY KEY,
+    workspace_id TEXT NOT NULL, -- which may be gone, or never have been here
+    owner_id TEXT NOT NULL REFERENCES users (id),
+    name TEXT NOT NULL,
+    description TEXT NOT NULL,
+    status TEXT NOT NULL,
+    is_final INTEGER NOT NULL CHECK (is_final IN (0, 1)), -- taken before its workspace expired
+    provider TEXT NOT NULL,
+    node TEXT NOT NULL,
+    actor TEXT NOT NULL,
+    origin TEXT NOT NULL, -- what a workspace made from it starts with: template, image, resources, env, …
+    size_bytes INTEGER,
+    manifest TEXT, -- entries, bytes and digest of the files
+    error TEXT,
+    created_at INTEGER NOT NULL,
+    current_operation TEXT REFERENCES operations (id) -- that makes or deletes it
+) STRICT;
+
+CREATE INDEX snapshots_by_workspace ON snapshots (workspace_id, id);
+CREATE INDEX snapshots_by_owner ON snapshots (owner_id, id);
 """,
 }
 

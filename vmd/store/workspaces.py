@@ -7,7 +7,7 @@ from typing import Any
 from attrs import evolve, frozen
 
 from vmd.model.errors import Problem
-from vmd.model.workspace import Health, Repo, Resources, Status, Workspace
+from vmd.model.workspace import GitState, Health, Repo, Resources, Service, Status, Workspace
 from vmd.store.database import Transaction
 from vmd.store.operations import OPERATION_COLUMNS, operation_of
 from vmd.store.rows import decoder, encode, millis, moment, optional_json, optional_millis, optional_moment
@@ -18,12 +18,16 @@ _TEXTS = decoder(dict[str, str])
 _NAMES = decoder(tuple[str, ...])
 _PORTS = decoder(tuple[int, ...])
 _PROBLEM = decoder(Problem)
+_OBJECT = decoder(dict[str, Any])
+_SERVICES = decoder(tuple[Service, ...])
+_GIT = decoder(GitState)
 
 _SELECT = f"""
 SELECT w.id, w.name, w.description, w.owner_id, u.name AS owner, w.status, w.health, w.version, w.template,
     w.provider, w.node, w.image, w.repo, w.resources, w.env, w.secrets, w.labels, w.provisioning, w.plugins,
     w.ports, w.pinned, w.ttl_seconds, w.expires_at, w.idle_timeout_seconds, w.last_activity_at, w.created_at,
     w.updated_at, w.started_at, w.trashed_at, w.last_error, w.provider_ref, w.address, w.is_cloned,
+    w.parameters, w.recipe, w.services, w.is_detecting, w.files, w.git,
     {OPERATION_COLUMNS}
 FROM workspaces w JOIN users u ON u.id = w.owner_id LEFT JOIN operations o ON o.id = w.current_operation
 WHERE w.deleted_at IS NULL
@@ -53,10 +57,12 @@ LIST_OF_PROVIDER = f"{_SELECT} AND w.provider = :provider ORDER BY w.id"
 INSERT_WORKSPACE = """
 INSERT INTO workspaces (id, name, description, owner_id, status, health, version, template, provider, node,
     image, repo, resources, env, secrets, labels, provisioning, plugins, ports, pinned, ttl_seconds,
-    expires_at, idle_timeout_seconds, last_activity_at, created_at, updated_at, current_operation, is_cloned)
+    expires_at, idle_timeout_seconds, last_activity_at, created_at, updated_at, current_operation, is_cloned,
+    parameters, recipe, services, is_detecting)
 VALUES (:id, :name, :description, :owner_id, :status, :health, 1, :template, :provider, :node,
     :image, :repo, :resources, :env, :secrets, :labels, :provisioning, :plugins, :ports, :pinned,
-    :ttl_seconds, :expires_at, :idle_timeout_seconds, :last_activity_at, :created_at, :updated_at, NULL, 0)
+    :ttl_seconds, :expires_at, :idle_timeout_seconds, :last_activity_at, :created_at, :updated_at, NULL,
+    :is_cloned, :parameters, :recipe, :services, :is_detecting)
 """
 UPDATE_WORKSPACE = """
 UPDATE workspaces SET name = :name, description = :description, status = :status, health = :health,
@@ -64,7 +70,10 @@ UPDATE workspaces SET name = :name, description = :description, status = :status
     ttl_seconds = :ttl_seconds, expires_at = :expires_at, idle_timeout_seconds = :idle_timeout_seconds,
     last_activity_at = :last_activity_at, updated_at = :now, started_at = :started_at,
     trashed_at = :trashed_at, current_operation = :current_operation, last_error = :last_error,
-    provider_ref = :provider_ref, address = :address, is_cloned = :is_cloned
+    provider_ref = :provider_ref, address = :address, is_cloned = :is_cloned, template = :template,
+    image = :image, recipe = :recipe, resources = :resources, env = :env, provisioning = :provisioning,
+    plugins = :plugins, services = :services, parameters = :parameters, is_detecting = :is_detecting,
+    files = :files, git = :git
 WHERE id = :id AND version = :version AND deleted_at IS NULL
 """
 DELETE_WORKSPACE = """
@@ -253,6 +262,18 @@ def _mutable(workspace: Workspace) -> dict[str, Any]:
         "provider_ref": workspace.provider_ref,
         "address": workspace.address,
         "is_cloned": workspace.is_cloned,
+        "template": workspace.template,
+        "image": workspace.image,
+        "recipe": workspace.recipe,
+        "resources": encode(workspace.resources),
+        "env": encode(workspace.env),
+        "provisioning": encode(workspace.provisioning),
+        "plugins": encode(workspace.plugins),
+        "services": encode(workspace.services),
+        "parameters": encode(workspace.parameters),
+        "is_detecting": workspace.is_detecting,
+        "files": workspace.files,
+        "git": optional_json(workspace.git),
     }
 
 
@@ -260,21 +281,15 @@ def _immutable(workspace: Workspace) -> dict[str, Any]:
     return {
         "id": workspace.id,
         "owner_id": workspace.owner_id,
-        "template": workspace.template,
         "provider": workspace.provider,
         "node": workspace.node,
-        "image": workspace.image,
-        "resources": encode(workspace.resources),
-        "env": encode(workspace.env),
         "secrets": encode(workspace.secrets),
-        "provisioning": encode(workspace.provisioning),
-        "plugins": encode(workspace.plugins),
         "created_at": millis(workspace.created_at),
     }
 
 
 def _workspace(row: sqlite3.Row) -> Workspace:
-    repo, last_error = row["repo"], row["last_error"]
+    repo, last_error, git = row["repo"], row["last_error"], row["git"]
     return Workspace(
         id=row["id"],
         name=row["name"],
@@ -310,4 +325,10 @@ def _workspace(row: sqlite3.Row) -> Workspace:
         provider_ref=row["provider_ref"],
         address=row["address"],
         is_cloned=bool(row["is_cloned"]),
+        parameters=_OBJECT(row["parameters"]),
+        recipe=row["recipe"],
+        services=_SERVICES(row["services"]),
+        is_detecting=bool(row["is_detecting"]),
+        files=row["files"],
+        git=None if git is None else _GIT(git),
     )
