@@ -64,11 +64,12 @@ def test_it_holds_no_source_maps_and_of_swagger_ui_what_is_served(archive: Path)
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-def test_it_holds_a_supervisor_that_needs_nothing_of_the_machine_it_runs_in(
-    archive: Path, machine: str
+@pytest.mark.parametrize("program", ["supervisor", "archiver"])
+def test_it_holds_programs_that_need_nothing_of_the_machine_they_run_in(
+    archive: Path, program: str, machine: str
 ) -> None:
     with zipfile.ZipFile(archive) as opened:
-        executable = opened.read(f"site/vmd/providers/supervisor/supervisor-{machine}")
+        executable = opened.read(f"site/vmd/providers/{program}/{program}-{machine}")
 
     assert machine_of(executable) == machine
     assert not has_interpreter(executable)

@@ -54,7 +54,7 @@ async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     provider: Provider = FakeProvider()
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "plain":
-            patch.setattr(links, "find_executable", lambda machine: None)
+            patch.setattr(links, "find_executable", lambda program, machine: None)
         if request.param != "fake":
             url, instance = request.getfixturevalue("engine_url"), f"test-{token_hex(4)}"
             provider = DockerProvider(url=url, instance=instance, subnet_pool="10.214.0.0/16")

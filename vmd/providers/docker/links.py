@@ -9,8 +9,8 @@ from aiodocker.exceptions import DockerError
 from vmd.providers.base import ProviderError, ProviderUnavailable
 from vmd.providers.docker.body import ENDING_FILE, RUN_DIRECTORY, STATE_DIRECTORY
 from vmd.providers.docker.engine import ANSWER_SECONDS, READ_SECONDS, Engine, half_close
+from vmd.providers.executables import SUPERVISOR, digest, find_executable
 from vmd.providers.supervisor.client import OtherVersion, SupervisorClient
-from vmd.providers.supervisor.executable import digest, find_executable
 
 _NOT_INSTALLED = 42
 _ENDING = 43
@@ -64,7 +64,7 @@ class Links:
     async def _find_executable(self) -> bytes:
         if self._executable is None:
             machine = (await self._engine.call("version"))["Arch"]
-            self._executable = find_executable(machine)
+            self._executable = find_executable(SUPERVISOR, machine)
             if self._executable is None:
                 raise CannotSupervise(f"there is none for {machine}")
         return self._executable
