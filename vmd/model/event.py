@@ -20,6 +20,11 @@ class EventType(StrEnum):
     OPERATION_PROGRESS = "operation.progress"  # status, progress
     OPERATION_LOG = "operation.log"  # lines: [{seq, time, stream, message}]
     OPERATION_FINISHED = "operation.finished"  # type, status, result, error
+    SNAPSHOT_CREATED = "snapshot.created"  # snapshot_id, name
+    SNAPSHOT_READY = "snapshot.ready"  # snapshot_id, name, size_bytes
+    SNAPSHOT_FAILED = "snapshot.failed"  # snapshot_id, name
+    SNAPSHOT_RESTORED = "snapshot.restored"  # snapshot_id, name
+    SNAPSHOT_DELETED = "snapshot.deleted"  # snapshot_id, name
     COMMAND_STARTED = "command.started"  # command_id, command
     COMMAND_FINISHED = "command.finished"  # command_id, status, exit_code, signal
     SHELL_STARTED = "shell.started"  # session_id, command

@@ -52,6 +52,8 @@ class Phase(StrEnum):
     PROVISION = "provision"
     RUN = "run"  # a command
     STOP = "stop"
+    SNAPSHOT = "snapshot"
+    RESTORE = "restore"  # the files of a snapshot
     SWAP = "swap"
     DESTROY = "destroy"
     CLEANUP = "cleanup"  # after a failure or a cancel

@@ -12,6 +12,7 @@ from attrs import field, frozen
 
 from vmd.model.workspace import Resources, Service
 from vmd.providers.process import MACHINE_USER, Chunk, ProcessReport, Stream, Supervisor
+from vmd.providers.snapshots import Snapshots
 
 
 class ProviderError(Exception):
@@ -40,8 +41,9 @@ class MachineSpec:
     image: str
     resources: Resources
     env: Mapping[str, str] = field(factory=dict)  # without secrets
-    files: str | None = None  # the files it gets, None for the workspace's first ones
+    files: str | None = None  # which of the workspace's files it gets, None for the first ones
     services: tuple[Service, ...] = ()  # what runs beside it
+    snapshot_id: str | None = None  # whose disk it gets instead of the image's
 
 
 @frozen(kw_only=True)
@@ -131,10 +133,10 @@ class Stats:
 
 @frozen(kw_only=True)
 class Holding:
-    """Something a provider holds for this daemon: of which workspace, and what."""
+    """Something a provider holds for this daemon: of which workspace or snapshot, and what."""
 
-    workspace_id: str
-    kind: str  # machine, files, network
+    workspace_id: str  # or a snapshot's id
+    kind: str  # machine, files, network, image
     name: str
 
 
@@ -146,6 +148,10 @@ class Provider(Protocol):
 
     name: str
     nodes: tuple[str, ...]
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """What it does with snapshots."""
 
     async def capacity(self) -> Capacity:
         """Return what the host has."""

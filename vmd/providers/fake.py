@@ -24,6 +24,7 @@ from vmd.providers.base import (
     ProviderUnavailable,
     Stats,
 )
+from vmd.providers.fake_snapshots import FakeSnapshot, FakeSnapshots, files_key
 from vmd.providers.process import (
     Chunk,
     ProcessReport,
@@ -55,7 +56,9 @@ class FakeHost:
     machines: dict[str, Machine] = field(factory=dict)
     specs: dict[str, MachineSpec] = field(factory=dict)
     secrets: dict[str, dict[str, str]] = field(factory=dict)
-    files: dict[str, dict[str, str]] = field(factory=dict)  # by workspace
+    files: dict[str, dict[str, str]] = field(factory=dict)  # by workspace, or "WORKSPACE/NAME" for others
+    snapshots: dict[str, FakeSnapshot] = field(factory=dict)
+    frozen: set[str] = field(factory=set)  # refs of the machines that stand still
     images: set[str] = field(factory=lambda: {"vmd-base:bookworm"})
     repos: dict[str, str] = field(factory=dict)  # url -> commit, of those that can be cloned
     faults: dict[str, list[Fault]] = field(factory=dict)  # by method, consumed in order
@@ -63,6 +66,10 @@ class FakeHost:
     supervisors: dict[str, LocalSupervisor] = field(factory=dict)  # by ref
     cpu_seconds: dict[str, float] = field(factory=dict)  # by ref, where it is not the usual
     is_reachable: bool = True
+
+    def files_of(self, machine: Machine) -> dict[str, str]:
+        """Return the files that a machine has, as it sees them."""
+        return self.files[files_key(machine.workspace_id, self.specs[machine.ref].files)]
 
 
 class FakeProvider:
@@ -73,6 +80,7 @@ class FakeProvider:
 
     def __init__(self, host: FakeHost | None = None) -> None:
         self.host = host or FakeHost()
+        self.snapshots = FakeSnapshots(self.host, self._pass, self._strike)
         self._listeners: list[asyncio.Queue[str | None]] = []
 
     def order(self, method: str, *faults: Fault) -> None:
@@ -160,7 +168,9 @@ class FakeProvider:
         """Add a machine, or find the one this operation added before."""
         fault = await self._pass("create")
         ref = f"fake-{spec.workspace_id}-{spec.operation_id}"
-        self.host.files.setdefault(spec.workspace_id, {})
+        if spec.snapshot_id is not None and spec.snapshot_id not in self.host.snapshots:
+            raise ProviderError("The snapshot is not there any more.")
+        self.host.files.setdefault(files_key(spec.workspace_id, spec.files), {})
         self.host.specs[ref] = spec
         self.host.machines.setdefault(
             ref,
@@ -210,7 +220,7 @@ class FakeProvider:
         machine = self._machine(ref)
         if machine.power is not Power.RUNNING:
             raise ProviderError(f"The machine {ref} is not running.")
-        files = self.host.files[machine.workspace_id]
+        files = self.host.files_of(machine)
         if "VMD_REPO_URL" in execution.env:
             return await self._clone(execution.env, files, output)
         env = {**self.host.specs[ref].env, **self.host.secrets[ref], **execution.env}
@@ -273,7 +283,8 @@ class FakeProvider:
         ]:
             self._stop_processes(ref)
             del self.host.machines[ref]
-        self.host.files.pop(workspace_id, None)
+        for key in [key for key in self.host.files if key.partition("/")[0] == workspace_id]:
+            del self.host.files[key]
         self._strike(fault)
 
     async def stats(self, ref: str) -> Stats:
@@ -309,10 +320,7 @@ class FakeProvider:
                 Holding(workspace_id=machine.workspace_id, kind="machine", name=ref)
                 for ref, machine in self.host.machines.items()
             ),
-            *(
-                Holding(workspace_id=workspace_id, kind="files", name=workspace_id)
-                for workspace_id in self.host.files
-            ),
+            *(Holding(workspace_id=key.partition("/")[0], kind="files", name=key) for key in self.host.files),
         )
 
     async def changes(self) -> AsyncIterator[str | None]:
@@ -367,7 +375,7 @@ class FakeSpawner:
             raise UnknownUser(f"The user {spec.user} is unknown in the machine.")
         machine = self._host.machines[self._ref]
         env = {**self._host.specs[self._ref].env, **spec.env}
-        return FakeProcess(spec, env, self._host.files[machine.workspace_id], output)
+        return FakeProcess(spec, env, self._host.files_of(machine), output)
 
 
 class FakeProcess:

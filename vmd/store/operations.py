@@ -35,10 +35,10 @@ o.attempt AS op_attempt
 _JOB_COLUMNS = f"{OPERATION_COLUMNS}, o.owner_id, o.input, o.checkpoint, o.verdict"
 
 INSERT_OPERATION = """
-INSERT INTO operations (id, type, status, owner_id, workspace_id, command_id, actor, input, checkpoint,
-    may_cancel, attempt, progress, result, created_at, started_at, finished_at)
-VALUES (:id, :type, :status, :owner_id, :workspace_id, :command_id, :actor, :input, '{}',
-    :may_cancel, :attempt, :progress, :result, :created_at, :started_at, :finished_at)
+INSERT INTO operations (id, type, status, owner_id, workspace_id, snapshot_id, command_id, actor, input,
+    checkpoint, may_cancel, attempt, progress, result, created_at, started_at, finished_at)
+VALUES (:id, :type, :status, :owner_id, :workspace_id, :snapshot_id, :command_id, :actor, :input,
+    '{}', :may_cancel, :attempt, :progress, :result, :created_at, :started_at, :finished_at)
 """
 FIND_JOB = f"SELECT {_JOB_COLUMNS} FROM operations o WHERE o.id = :id"
 UPDATE_JOB = """
@@ -69,7 +69,8 @@ WHERE status IN ('pending', 'running', 'cancelling') AND not_before > :now
 WAKE_WAITING = """
 UPDATE operations SET not_before = NULL
 WHERE status IN ('pending', 'running', 'cancelling') AND not_before IS NOT NULL
-    AND workspace_id IN (SELECT id FROM workspaces WHERE provider = :provider)
+    AND (workspace_id IN (SELECT id FROM workspaces WHERE provider = :provider)
+        OR snapshot_id IN (SELECT id FROM snapshots WHERE provider = :provider))
 """
 _LIST = f"""
 SELECT {OPERATION_COLUMNS} FROM operations o
@@ -97,7 +98,8 @@ WHERE operation_id = :operation_id AND seq > :after ORDER BY seq LIMIT :limit
 DELETE_FINISHED = """
 DELETE FROM operations WHERE id IN (SELECT id FROM operations
     WHERE finished_at IS NOT NULL AND finished_at < :before
-    AND NOT EXISTS (SELECT 1 FROM workspaces w WHERE w.current_operation = operations.id) LIMIT :limit)
+    AND NOT EXISTS (SELECT 1 FROM workspaces w WHERE w.current_operation = operations.id)
+    AND NOT EXISTS (SELECT 1 FROM snapshots s WHERE s.current_operation = operations.id) LIMIT :limit)
 """
 
 
@@ -122,6 +124,7 @@ def insert_operation(tx: Transaction, operation: Operation, owner_id: str, given
             "status": operation.status,
             "owner_id": owner_id,
             "workspace_id": operation.workspace_id,
+            "snapshot_id": operation.snapshot_id,
             "command_id": operation.command_id,
             "actor": operation.actor,
             "input": encode(given),

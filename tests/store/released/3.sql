@@ -223,3 +223,4 @@ CREATE TABLE snapshots (
 
 CREATE INDEX snapshots_by_workspace ON snapshots (workspace_id, id);
 CREATE INDEX snapshots_by_owner ON snapshots (owner_id, id);
+CREATE INDEX snapshots_by_operation ON snapshots (current_operation) WHERE current_operation IS NOT NULL;

@@ -11,6 +11,7 @@ from vmd.providers.base import MachineSpec
 LABEL_INSTANCE = "vmd.instance"
 LABEL_WORKSPACE = "vmd.workspace"
 LABEL_OPERATION = "vmd.operation"
+LABEL_SNAPSHOT = "vmd.snapshot"
 
 # What root inside needs for a package manager or a change of user; other users have none of them.
 CAPABILITIES = (

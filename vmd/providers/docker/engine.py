@@ -2,14 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import aiohttp
 from aiodocker import Docker
 from aiodocker.exceptions import DockerError
 from aiohttp import ClientTimeout
+from multidict import MultiDict
 
 from vmd.providers.base import ProviderError, ProviderUnavailable
 from vmd.providers.docker.body import LABEL_INSTANCE
@@ -146,6 +147,49 @@ class Engine:
                     raise ProviderError(f"The engine cannot remove {path}: {error.message}.") from None
             await asyncio.sleep(REMOVAL_PAUSE_SECONDS)
         raise ProviderError(f"The engine does not come to an end removing {path}.")
+
+    async def send(
+        self,
+        path: str,
+        data: bytes | AsyncIterator[bytes],
+        params: Mapping[str, Any] | Sequence[tuple[str, Any]],
+        method: str = "POST",
+    ) -> None:
+        """Send a tar archive, whole or as it comes; the answer of the engine may be an error in a stream."""
+        with self.translated():
+            try:
+                async with self.streams._query(
+                    path,
+                    method,
+                    data=data,
+                    params=MultiDict(params),
+                    headers={"Content-Type": "application/x-tar"},
+                    timeout=ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+                ) as response:
+                    lines = (await response.read()).splitlines()
+            except DockerError as error:
+                if error.status == _NO_CONNECTION:
+                    raise
+                raise ProviderError(f"The engine refused: {error.message}.") from None
+        for line in lines:
+            if "error" in (said := json.loads(line)):
+                raise ProviderError(f"The engine refused: {said['error']}.")
+
+    @asynccontextmanager
+    async def receive(
+        self, path: str, params: Mapping[str, Any] | None = None
+    ) -> AsyncIterator[aiohttp.StreamReader]:
+        """Read an answer as it comes, until the end of the block; raises DockerError for 404 and 409."""
+        with self.translated():
+            async with self.streams._query(
+                path,
+                params=None if params is None else dict(params),
+                timeout=ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+            ) as response:
+                try:
+                    yield response.content
+                finally:
+                    response.close()
 
     async def ping(self) -> None:
         """Raise ProviderUnavailable unless the engine answers soon."""

@@ -6,50 +6,23 @@ have been changed by whoever is root in the container.
 
 import re
 import tarfile
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-import aiohttp
 from aiodocker.exceptions import DockerError
-from attrs import evolve, frozen
+from attrs import evolve
 
 from vmd.providers.base import ProviderError
 from vmd.providers.docker.body import STATE_DIRECTORY
 from vmd.providers.docker.engine import NOT_FOUND, Engine
+from vmd.providers.docker.tars import File, walk
 from vmd.providers.process import Chunk, Kept, ProcessReport, ProcessState, Stream
 
 MAX_FILE_BYTES = 1 << 30
 MAX_FILES = 100
-MAX_PIECE_BYTES = 64 * 1024
 MAX_NOTE_BYTES = 200
 _SEGMENT = re.compile(r"(out|err)\.([0-9]{10})$")
 _PREFIXES = {Stream.STDOUT: "out", Stream.STDERR: "err"}
-
-
-class _Content:
-    """One file's part of an archive."""
-
-    def __init__(self, archive: aiohttp.StreamReader, size: int) -> None:
-        self._archive = archive
-        self._left = size
-
-    async def read(self, most: int) -> bytes:
-        data = await self._archive.read(min(most, self._left)) if self._left else b""
-        if self._left and not data:
-            raise EOFError("it is cut off")
-        self._left -= len(data)
-        return data
-
-    async def skip(self) -> None:
-        while self._left:
-            await self.read(MAX_PIECE_BYTES)
-
-
-@frozen(kw_only=True)
-class _File:
-    name: str
-    size: int
-    content: _Content
 
 
 class KeptOutput:
@@ -65,9 +38,9 @@ class KeptOutput:
         async with aclosing(self._files(ref, process_id)) as files:
             async for file in files:
                 if file.name == "begin":
-                    segment_bytes = _number((await _read_note(file)).split()[:1])
+                    segment_bytes = _number((await file.content.read_all(MAX_NOTE_BYTES)).split()[:1])
                 elif file.name == "end":
-                    note = await _read_note(file)
+                    note = await file.content.read_all(MAX_NOTE_BYTES)
                 elif (match := _SEGMENT.match(file.name)) and segment_bytes:
                     at = int(match[2]) * segment_bytes
                     before = kept.get(match[1])
@@ -90,64 +63,29 @@ class KeptOutput:
         async with aclosing(self._files(ref, process_id)) as files:
             async for file in files:
                 if file.name == "begin":
-                    segment_bytes = _number((await _read_note(file)).split()[:1])
+                    segment_bytes = _number((await file.content.read_all(MAX_NOTE_BYTES)).split()[:1])
                 match = _SEGMENT.match(file.name)
                 if match is None or match[1] != _PREFIXES[stream] or not segment_bytes:
                     continue
                 at = int(match[2]) * segment_bytes
-                async for data in _pieces(file):
+                async for data in file.content.pieces():
                     skipped = max(0, offset - at)
                     if skipped < len(data):
                         yield Chunk(offset=at + skipped, data=data[skipped:])
                     at += len(data)
 
-    async def _files(self, ref: str, process_id: str) -> AsyncGenerator[_File, None]:
+    async def _files(self, ref: str, process_id: str) -> AsyncGenerator[File, None]:
         """Yield the files of a process in the order of their names; none if it has no directory."""
         path = f"{STATE_DIRECTORY}/p/{process_id}"
         try:
-            with self._engine.translated():
-                async with self._engine.streams._query(
-                    f"containers/{ref}/archive", params={"path": path}, timeout=None
-                ) as response:
-                    try:
-                        async for file in _walk(response.content):
-                            yield file
-                    finally:
-                        response.close()
+            async with self._engine.receive(f"containers/{ref}/archive", {"path": path}) as archive:
+                async for file in walk(archive, most=MAX_FILES, largest=MAX_FILE_BYTES):
+                    yield evolve(file, name=file.name.rpartition("/")[2])
         except DockerError as error:
             if error.status != NOT_FOUND:
                 raise ProviderError(f"The engine cannot read in the machine: {error.message}.") from None
         except (tarfile.TarError, EOFError) as error:
             raise ProviderError(f"What the machine kept is damaged: {error}.") from None
-
-
-async def _walk(archive: aiohttp.StreamReader) -> AsyncIterator[_File]:
-    """Yield each plain file of a tar archive; what is not read of it is skipped."""
-    for _ in range(MAX_FILES):
-        head = await archive.readexactly(tarfile.BLOCKSIZE)
-        if not head.strip(b"\0"):
-            return
-        entry = tarfile.TarInfo.frombuf(head, "utf-8", "replace")
-        if not 0 <= entry.size <= MAX_FILE_BYTES:
-            raise tarfile.TarError(f"a file of {entry.size} bytes")
-        content = _Content(archive, entry.size)
-        if entry.isreg():
-            yield _File(name=entry.name.rpartition("/")[2], size=entry.size, content=content)
-        await content.skip()
-        if rest := entry.size % tarfile.BLOCKSIZE:
-            await archive.readexactly(tarfile.BLOCKSIZE - rest)
-
-
-async def _pieces(file: _File) -> AsyncIterator[bytes]:
-    while data := await file.content.read(MAX_PIECE_BYTES):
-        yield data
-
-
-async def _read_note(file: _File) -> bytes:
-    note = b""
-    while len(note) < MAX_NOTE_BYTES and (data := await file.content.read(MAX_NOTE_BYTES)):
-        note += data
-    return note
 
 
 def _number(words: list[bytes]) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 from aiodocker.exceptions import DockerError
+from attrs import evolve
 
 from vmd.providers.base import (
     Capacity,
@@ -34,6 +35,7 @@ from vmd.providers.docker.execs import ExecSpawner
 from vmd.providers.docker.kept import KeptOutput
 from vmd.providers.docker.links import CannotSupervise, Links
 from vmd.providers.docker.networks import Networks
+from vmd.providers.docker.snapshots import DockerSnapshots, files_volume
 from vmd.providers.docker.stats import read_cpu_seconds, read_stats
 from vmd.providers.docker.subnets import SubnetPool
 from vmd.providers.process import MACHINE_USER, Chunk, ProcessReport, Stream, Supervisor
@@ -65,6 +67,7 @@ class DockerProvider:
         self._links = Links(self._engine)
         self._kept = KeptOutput(self._engine)
         self._plain: dict[str, LocalSupervisor] = {}  # of machines that run no supervisor, by ref
+        self.snapshots = DockerSnapshots(self._engine, instance)
         self._networks = Networks(self._engine, instance, SubnetPool(subnet_pool))
 
     # What the host has.
@@ -110,14 +113,16 @@ class DockerProvider:
             LABEL_WORKSPACE: spec.workspace_id,
             LABEL_OPERATION: spec.operation_id,
         }
-        state = f"{base}-state"
+        state, files = f"{base}-state", files_volume(spec.workspace_id, spec.files)
         await _all(
-            self._create_volume(base, labels),
+            self._create_volume(files, labels),
             self._create_volume(state, labels),
             self._networks.create(base, labels),
         )
+        if spec.snapshot_id is not None:
+            spec = evolve(spec, image=await self.snapshots.image_for(spec.snapshot_id, ref))
         body = container_body(
-            spec, labels, volume=base, state_volume=state, network=base, options=self._options
+            spec, labels, volume=files, state_volume=state, network=base, options=self._options
         )
         try:
             await self._engine.call("containers/create", "POST", data=body, params={"name": ref})
@@ -257,12 +262,14 @@ class DockerProvider:
         """Remove one container, running or not."""
         self._lose_plain(ref)
         await self._engine.remove(f"containers/{ref}", {"force": 1, "v": 1})
+        await self.snapshots.discard_images(ref)
 
     async def destroy(self, workspace_id: str) -> None:
         """Remove everything that bears the workspace's label."""
         label = f"{LABEL_WORKSPACE}={workspace_id}"
         for container in await self._list_containers(label):
-            await self.discard(container["Id"])
+            await self.discard(container["Names"][0].removeprefix("/"))
+        await self.snapshots.discard_images(f"vmd-{workspace_id}-")
         networks, volumes = await asyncio.gather(self._list_networks(label), self._list_volumes(label))
         await asyncio.gather(
             *(self._networks.remove(network) for network in networks),
@@ -297,7 +304,7 @@ class DockerProvider:
                 ref=container["Names"][0].removeprefix("/"),
                 workspace_id=container["Labels"][LABEL_WORKSPACE],
                 operation_id=container["Labels"].get(LABEL_OPERATION, ""),
-                power=Power.RUNNING if container["State"] == "running" else Power.STOPPED,
+                power=Power.RUNNING if container["State"] in ("running", "paused") else Power.STOPPED,
             )
             for container in await self._list_containers(LABEL_WORKSPACE)
         ]
@@ -317,6 +324,7 @@ class DockerProvider:
         return [
             Holding(workspace_id=held["Labels"][LABEL_WORKSPACE], kind=kind, name=name)
             for kind, held, name in found
+            if held["Labels"][LABEL_WORKSPACE]  # an image of a snapshot has none
         ]
 
     async def changes(self) -> AsyncIterator[str | None]:

@@ -60,7 +60,7 @@ struct blake {
 
 /* What was seen of a tree: the same for a tree, its archive, and what was unpacked from it. */
 struct manifest {
-    uint64_t entries, bytes, skipped; /* skipped: sockets and devices, which no archive holds */
+    uint64_t entries, bytes, skipped, stored; /* skipped: sockets and devices; stored: the archive's own size */
     struct blake digest;
 };
 
@@ -94,7 +94,7 @@ void write_begin(const char *path);
 void write_entry(const struct entry *e);
 void write_data(const void *data, size_t size);
 void write_entry_end(void);
-void write_end(void);
+uint64_t write_end(void);
 
 /* tree.c */
 void walk_tree(const char *path, struct manifest *m, bool is_packed);

@@ -8,7 +8,7 @@ usage: archiver snapshot TREE ARCHIVE   pack, then read the archive back; print 
        archiver check ARCHIVE           read an archive, write nothing; print "checked"
        archiver unpack ARCHIVE TREE     into a tree that is empty; print "unpacked"
        archiver list TREE               print "listed"
-Each is printed with a manifest as JSON: entries, bytes, skipped, digest. Ends with 1 and a reason on stderr. */
+Each is printed with a manifest as JSON: entries, bytes, skipped, stored, digest. Ends with 1 and a reason on stderr. */
 #include "archiver.h"
 
 static void check(const char *archive)
@@ -25,7 +25,7 @@ static void snapshot(const char *tree, const char *archive)
     manifest_begin(&m);
     write_begin(archive);
     walk_tree(tree, &m, true);
-    write_end();
+    m.stored = write_end();
     manifest_print("packed", &m);
     check(archive);
 }

@@ -62,8 +62,9 @@ void manifest_print(const char *title, struct manifest *m)
 {
     unsigned char digest[32];
     blake_end(&m->digest, digest);
-    printf("%s {\"entries\":%llu,\"bytes\":%llu,\"skipped\":%llu,\"digest\":\"", title,
-           (unsigned long long)m->entries, (unsigned long long)m->bytes, (unsigned long long)m->skipped);
+    printf("%s {\"entries\":%llu,\"bytes\":%llu,\"skipped\":%llu,\"stored\":%llu,\"digest\":\"", title,
+           (unsigned long long)m->entries, (unsigned long long)m->bytes, (unsigned long long)m->skipped,
+           (unsigned long long)m->stored);
     for (int i = 0; i < 32; i++)
         printf("%02x", digest[i]);
     printf("\"}\n");

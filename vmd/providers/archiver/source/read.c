@@ -39,6 +39,7 @@ static bool is_more(void)
         if (size < 0)
             fail("cannot read the archive: %m");
         filled = size;
+        manifest->stored += size;
         used = 0;
     }
     return used < filled;

@@ -4,7 +4,7 @@
 static int archive = -1;
 static unsigned char out[CHUNK];
 static size_t filled;
-static uint64_t written; /* of the data of this entry */
+static uint64_t written, stored; /* of the data of this entry; of the archive */
 static struct bytes records, map;
 
 static void flush(void)
@@ -15,6 +15,7 @@ static void flush(void)
             fail("cannot write the archive: %m");
         at += part;
     }
+    stored += filled;
     filled = 0;
 }
 
@@ -169,11 +170,13 @@ void write_data(const void *data, size_t size)
 
 void write_entry_end(void) { pad(written); }
 
-void write_end(void)
+/* Return the size of the archive. */
+uint64_t write_end(void)
 {
     static const unsigned char zeros[2 * TAR_BLOCK];
     put(zeros, sizeof zeros);
     flush();
     if (close(archive))
         fail("cannot write the archive: %m");
+    return stored;
 }
