@@ -29,8 +29,12 @@ from vmd.orchestrator.lifetime import Lifetimes, Retention
 from vmd.orchestrator.machines import Machines
 from vmd.orchestrator.operations import Operations
 from vmd.orchestrator.outputs import Outputs
+from vmd.orchestrator.planning import Planner
 from vmd.orchestrator.quota import Quotas
 from vmd.orchestrator.shells import Shells
+from vmd.orchestrator.snapshot_files import SnapshotFiles
+from vmd.orchestrator.snapshot_works import SnapshotWorks
+from vmd.orchestrator.snapshots import Snapshots
 from vmd.orchestrator.supervisors import Supervisors
 from vmd.orchestrator.templates import load_catalogue
 from vmd.orchestrator.tickets import Tickets
@@ -100,7 +104,13 @@ class Daemon:
         if default not in providers:
             default = next(iter(providers), default)
         machines = Machines(self._database, providers, default)
-        works = Lifecycle(self._database, machines, settings.operations.deadlines).works()
+        deadlines = settings.operations.deadlines
+        works = {
+            **Lifecycle(self._database, machines, deadlines).works(),
+            **SnapshotWorks(self._database, machines).works(
+                take_seconds=deadlines.snapshot, delete_seconds=deadlines.snapshot_delete
+            ),
+        }
         self._queue = OperationQueue(self._database, works, concurrency=settings.operations.concurrency)
         quotas = Quotas(self._database, settings.quota)
         catalogue = load_catalogue(
@@ -116,10 +126,19 @@ class Daemon:
         commands = Commands(self._database, machines, supervisors, outputs, settings.commands)
         self._shells = Shells(self._database, supervisors, outputs, settings.shell, signs.touch)
         self._lifetimes = Lifetimes(self._database, self._queue, signs, _retention(settings))
-        self._sweeps = (self._lifetimes.sweep, commands.ends.forget_old, self._shells.ends.end_detached)
+        snapshot_files = SnapshotFiles(self._database, self._queue, machines, quotas)
+        self._sweeps = (
+            self._lifetimes.sweep,
+            commands.ends.forget_old,
+            self._shells.ends.end_detached,
+            snapshot_files.sweep,
+        )
+        planner = Planner(machines, quotas, catalogue)
         self._machines = machines
         use_cases = UseCases(
-            workspaces=Workspaces(self._database, self._queue, machines, quotas, catalogue),
+            workspaces=Workspaces(self._database, self._queue, machines, quotas, planner),
+            snapshots=Snapshots(self._database, self._queue, planner, quotas),
+            snapshot_files=snapshot_files,
             operations=Operations(self._database, self._hub, self._queue, commands),
             commands=commands,
             shells=self._shells,

@@ -86,11 +86,17 @@ class Process:
         return self._running is not None and self._running.poll() is None
 
 
-def labelled(data_dir: Path) -> list[str]:
-    """Return everything that the engine holds for the daemon of this data directory."""
+def instance_of(data_dir: Path) -> str:
+    """Return what the daemon of this data directory labels its things with."""
     books = sqlite3.connect(data_dir / "vm.db")
-    instance = books.execute("SELECT value FROM settings WHERE name = 'instance'").fetchone()[0]
+    instance: str = books.execute("SELECT value FROM settings WHERE name = 'instance'").fetchone()[0]
     books.close()
+    return instance
+
+
+def labelled(data_dir: Path) -> list[str]:
+    """Return every container, volume and network that the engine holds for this daemon."""
+    instance = instance_of(data_dir)
     found = []
     for kind in (["ps", "-a"], ["volume", "ls"], ["network", "ls"]):
         command = ["docker", *kind, "-q", "--filter", f"label=vmd.instance={instance}"]
@@ -112,3 +118,12 @@ async def daemon_process(data_dir: Path, **environment: str) -> AsyncIterator[Pr
         for name in labelled(data_dir):
             subprocess.run(["docker", "network", "rm", name], capture_output=True)
             subprocess.run(["docker", "volume", "rm", "-f", name], capture_output=True)
+        filters = [
+            "--filter",
+            f"label=vmd.instance={instance_of(data_dir)}",
+            "--filter",
+            "label=vmd.snapshot",
+        ]
+        images = subprocess.run(["docker", "images", "-aq", *filters], capture_output=True, text=True).stdout
+        for image in images.split():
+            subprocess.run(["docker", "rmi", "-f", image], capture_output=True)

@@ -16,6 +16,7 @@ from vmd.http.openapi import specification
 from vmd.http.operations import OperationHandlers
 from vmd.http.service import ServiceHandlers
 from vmd.http.shells import ShellHandlers
+from vmd.http.snapshots import SnapshotHandlers
 from vmd.http.sockets import Sockets
 from vmd.http.streams import Streams
 from vmd.http.workspaces import WorkspaceHandlers
@@ -27,6 +28,8 @@ from vmd.orchestrator.lifetime import Lifetimes
 from vmd.orchestrator.operations import Operations
 from vmd.orchestrator.quota import Quotas
 from vmd.orchestrator.shells import Shells
+from vmd.orchestrator.snapshot_files import SnapshotFiles
+from vmd.orchestrator.snapshots import Snapshots
 from vmd.orchestrator.tickets import Tickets
 from vmd.orchestrator.workspaces import Workspaces
 
@@ -39,6 +42,8 @@ class UseCases:
     """Everything that the handlers call."""
 
     workspaces: Workspaces
+    snapshots: Snapshots
+    snapshot_files: SnapshotFiles
     operations: Operations
     commands: Commands
     shells: Shells
@@ -78,6 +83,8 @@ def make_specification() -> dict[str, Any]:
     nothing: Any = None
     use_cases = UseCases(
         workspaces=nothing,
+        snapshots=nothing,
+        snapshot_files=nothing,
         operations=nothing,
         commands=nothing,
         shells=nothing,
@@ -103,6 +110,7 @@ def _routes(
     socket_routes = [*events.socket_routes(), *shells.socket_routes()]
     below_base = [
         *WorkspaceHandlers(use_cases.workspaces, use_cases.lifetimes).routes(),
+        *SnapshotHandlers(use_cases.snapshots, use_cases.snapshot_files, streams).routes(),
         *OperationHandlers(use_cases.operations, streams, is_closing).routes(),
         *CommandHandlers(use_cases.commands, streams).routes(),
         *shells.routes(),

@@ -18,6 +18,7 @@ __all__ = ["docs", "refuses", "returns", "specification", "takes", "to_yaml"]
 
 H = TypeVar("H", bound=Callable[..., Any])
 
+JSON = "application/json"
 _REF = "#/components/schemas/{name}"
 # What any request to a protected route may be answered with.
 _ALWAYS = (
@@ -31,8 +32,9 @@ _ALWAYS = (
 )
 _HEADERS = {
     "X-Request-Id": ("The id of this request, also in problem documents and in the daemon's log.", True),
-    "Location": ("Where the operation is.", True),
+    "Location": ("Where the operation, or what was made, is.", True),
     "ETag": ("The workspace's version.", True),
+    "Content-Disposition": ("A name for the file.", True),
     "Vmd-Offset": ("The offset of the first byte of this answer.", True),
 }
 _DESCRIPTION = """\
@@ -58,6 +60,7 @@ class _Wire:
     """What a handler takes and returns; kept on the function beside aiohttp-apispec's notes."""
 
     body: Any = None
+    body_type: str = JSON
     is_body_required: bool = True
     query: Any = None
     answers: list[_Answer] = field(factory=list)
@@ -75,13 +78,16 @@ def docs(
     return mark
 
 
-def takes(*, body: Any = None, query: Any = None, is_body_required: bool = True) -> Callable[[H], H]:
-    """Say which attrs classes a handler reads its body and query into."""
+def takes(
+    *, body: Any = None, query: Any = None, is_body_required: bool = True, body_type: str = JSON
+) -> Callable[[H], H]:
+    """Say which attrs classes a handler reads its body and query into; bytes are no JSON."""
 
     def mark(handler: H) -> H:
         wire = _wire(handler)
         handler.__wire__ = _Wire(  # type: ignore[attr-defined]
             body=body or wire.body,
+            body_type=body_type,
             is_body_required=is_body_required,
             query=query or wire.query,
             answers=wire.answers,
@@ -97,7 +103,7 @@ def returns(
     kind: Any,
     description: str,
     *,
-    content_type: str = "application/json",
+    content_type: str = JSON,
     headers: tuple[str, ...] = (),
 ) -> Callable[[H], H]:
     """Say what a handler answers with."""
@@ -193,7 +199,7 @@ def _operation(
         for parameter in handler.__apispec__["parameters"]
     ]
     if wire.body is not None:
-        content = {"application/json": {"schema": schema_of[id(wire.body)]}}
+        content = {wire.body_type: {"schema": schema_of[id(wire.body)]}}
         operation["requestBody"] = {"required": wire.is_body_required, "content": content}
     operation["responses"] = {
         **{str(answer.status): _response(answer, schema_of) for answer in wire.answers},

@@ -138,13 +138,19 @@ def read_cursor(cursor: str | None, prefix: str) -> str | None:
 
 async def read_once(request: web.Request) -> Once | None:
     """Return what the Idempotency-Key header asks for."""
-    key = request.headers.get("Idempotency-Key")
+    key = read_key(request)
     if key is None:
         return None
-    if _IDEMPOTENCY_KEY.match(key) is None:
-        raise malformed("Idempotency-Key must be 1 to 255 visible ASCII characters.")
     seen = f"{request.method} {request.path_qs}\n".encode() + await request.read()
     return Once(key=key, fingerprint=hashlib.sha256(seen).digest())
+
+
+def read_key(request: web.Request) -> str | None:
+    """Return the Idempotency-Key."""
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and _IDEMPOTENCY_KEY.match(key) is None:
+        raise malformed("Idempotency-Key must be 1 to 255 visible ASCII characters.")
+    return key
 
 
 def read_if_match(request: web.Request) -> int | None:

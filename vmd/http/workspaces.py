@@ -96,7 +96,7 @@ class DeleteQuery:
     """The query of a delete."""
 
     force: Annotated[bool, Meta(description="forget what cannot be destroyed")] = False
-    keep_snapshots: bool = False
+    keep_snapshots: Annotated[bool, Meta(description="let its snapshots that are ready outlive it")] = False
 
 
 @frozen(kw_only=True)
@@ -209,7 +209,11 @@ class WorkspaceHandlers:
         """Record the destruction of a workspace."""
         query = read_query(request, DeleteQuery)
         operation = await self._workspaces.delete(
-            request[ACTOR], request.match_info["id"], force=query.force, version=read_if_match(request)
+            request[ACTOR],
+            request.match_info["id"],
+            force=query.force,
+            keep_snapshots=query.keep_snapshots,
+            version=read_if_match(request),
         )
         return accepted(operation)
 

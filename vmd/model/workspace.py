@@ -108,12 +108,14 @@ class Health(StrEnum):
 
 
 class Action(StrEnum):
-    """What may be asked of a workspace."""
+    """What may be asked of a workspace; its snapshots have addresses of their own."""
 
     START = "start"
     STOP = "stop"
     RESTART = "restart"
     REBUILD = "rebuild"
+    SNAPSHOT = "snapshot"
+    RESTORE = "restore"
     UNDELETE = "undelete"
     CANCEL = "cancel"  # its current operation
     DELETE = "delete"
@@ -123,12 +125,12 @@ _ACTIONS: Mapping[Status, tuple[Action, ...]] = {
     Status.PENDING: (Action.CANCEL,),
     Status.CREATING: (Action.CANCEL,),
     Status.STARTING: (Action.CANCEL, Action.STOP),
-    Status.RUNNING: (Action.STOP, Action.RESTART, Action.REBUILD),
+    Status.RUNNING: (Action.STOP, Action.RESTART, Action.REBUILD, Action.SNAPSHOT, Action.RESTORE),
     Status.STOPPING: (Action.STOP,),  # with force
-    Status.STOPPED: (Action.START, Action.REBUILD),
+    Status.STOPPED: (Action.START, Action.REBUILD, Action.SNAPSHOT, Action.RESTORE),
     Status.REBUILDING: (Action.CANCEL,),
     Status.RESTORING: (Action.CANCEL,),
-    Status.FAILED: (Action.REBUILD, Action.START),
+    Status.FAILED: (Action.REBUILD, Action.RESTORE, Action.START),
     Status.TRASHED: (Action.UNDELETE,),
     Status.DELETING: (),
 }

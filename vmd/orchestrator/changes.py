@@ -22,7 +22,15 @@ from vmd.store.database import Transaction
 from vmd.store.operations import find_job, insert_operation, update_job
 from vmd.store.workspaces import update_workspace
 
-_CANCELLABLE = frozenset({OperationType.CREATE, OperationType.START, OperationType.REBUILD})
+_CANCELLABLE = frozenset(
+    {
+        OperationType.CREATE,
+        OperationType.START,
+        OperationType.REBUILD,
+        OperationType.SNAPSHOT,
+        OperationType.RESTORE,
+    }
+)
 
 
 def save(
@@ -56,6 +64,7 @@ def begin(
     *,
     to: Status | None,
     reason: str | None = None,
+    snapshot_id: str | None = None,
     **given: Any,
 ) -> Operation:
     """Record an operation that holds the workspace, which must be free, and go to the status `to`."""
@@ -65,12 +74,13 @@ def begin(
         type=kind,
         status=OperationStatus.PENDING,
         workspace_id=workspace.id,
+        snapshot_id=snapshot_id,
         actor=actor.name,
         created_at=tx.now,
         may_cancel=kind in _CANCELLABLE,
         progress=Progress(phase=Phase.QUEUED, message="Waiting for a worker."),
     )
-    record(tx, operation, workspace, {"previous": workspace.status, **given})
+    record(tx, operation, workspace.owner_id, {"previous": workspace.status, **given})
     held = evolve(workspace, current_operation=operation, status=to or workspace.status)
     if actor.user_id != "system":
         held = evolve(held, last_activity_at=tx.now)
@@ -97,7 +107,7 @@ def satisfied(
         ),
         result={"changed": is_changed},
     )
-    record(tx, operation, workspace, {})
+    record(tx, operation, workspace.owner_id, {})
     data = {"type": kind, "status": operation.status, "result": operation.result, "error": None}
     _emit(tx, EventType.OPERATION_FINISHED, workspace, actor.name, operation.id, data)
     return operation
@@ -164,14 +174,14 @@ def require_version(workspace: Workspace, version: int | None) -> None:
         )
 
 
-def record(tx: Transaction, operation: Operation, workspace: Workspace, given: dict[str, Any]) -> None:
+def record(tx: Transaction, operation: Operation, owner_id: str, given: dict[str, Any]) -> None:
     """Write a new operation and tell of it."""
-    insert_operation(tx, operation, workspace.owner_id, given)
+    insert_operation(tx, operation, owner_id, given)
     tx.emit(
         EventType.OPERATION_CREATED,
         actor=operation.actor,
-        owner_id=workspace.owner_id,
-        workspace_id=workspace.id,
+        owner_id=owner_id,
+        workspace_id=operation.workspace_id,
         operation_id=operation.id,
         type=operation.type,
         status=operation.status,

@@ -323,7 +323,7 @@ def _record(tx: Transaction, actor: Actor, workspace: Workspace, wanted: NewComm
     )
     secrets = list_secrets(tx, workspace.id)
     insert_command(tx, command)
-    record(tx, operation, workspace, {})
+    record(tx, operation, workspace.owner_id, {})
     tx.emit(
         EventType.COMMAND_STARTED,
         actor=actor.name,

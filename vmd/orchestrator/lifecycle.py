@@ -1,4 +1,4 @@
-"""How the life of a machine is worked: create, start, stop, restart, rebuild, expire, delete.
+"""How the life of a machine is worked: create, start, stop, restart, rebuild, restore, expire, delete.
 
 Each work talks to a provider outside any transaction, in steps that may be repeated, and returns a function
 that writes its outcome. A work whose workspace was taken from it meanwhile leaves without a word.
@@ -17,13 +17,13 @@ from vmd.operations.queue import Settle, Work
 from vmd.operations.report import Report
 from vmd.orchestrator import outcomes
 from vmd.orchestrator.changes import leave
+from vmd.orchestrator.machine_steps import STOP_TIMEOUT_SECONDS, secrets_of, spec_of, switched_off
 from vmd.orchestrator.machines import Machines
 from vmd.orchestrator.provisioning import clone, provision
-from vmd.providers.base import Machine, MachineSpec, Power, Provider, ProviderError, ProviderUnavailable
+from vmd.orchestrator.restoring import Restoring
+from vmd.providers.base import Machine, Provider, ProviderError, ProviderUnavailable
 from vmd.store.database import Database, Transaction
-from vmd.store.workspaces import list_secrets
 
-STOP_TIMEOUT_SECONDS = 10
 MAX_DEADLINE_SECONDS = 7 * 24 * 3600
 FORGET_ATTEMPTS = 3  # tries before a forced delete forgets what cannot be destroyed
 
@@ -42,6 +42,9 @@ class Deadlines:
     rebuild: Seconds = 1800.0
     delete: Seconds = 300.0
     expire: Seconds = 120.0
+    snapshot: Seconds = 3600.0
+    snapshot_delete: Seconds = 300.0
+    restore: Seconds = 3600.0
 
 
 _Step = Callable[[Job, Report, Workspace], Awaitable[Settle]]
@@ -54,6 +57,7 @@ class Lifecycle:
         self._database = database
         self._machines = machines
         self._deadlines = deadlines
+        self._restoring = Restoring(database, machines)
 
     def works(self) -> Mapping[OperationType, Work]:
         """Return how each type of operation is done."""
@@ -66,6 +70,12 @@ class Lifecycle:
             OperationType.STOP: self._work(self._stop, look, deadlines.stop),
             OperationType.RESTART: self._work(self._restart, look, deadlines.restart),
             OperationType.REBUILD: self._work(self._rebuild, self._recover_rebuild, deadlines.rebuild),
+            OperationType.RESTORE: self._work(
+                self._restoring.restore,
+                self._restoring.recover,
+                deadlines.restore,
+                claimed=_claimed_restore,
+            ),
             OperationType.EXPIRE: self._work(self._expire, look, deadlines.expire),
             OperationType.DELETE: self._work(
                 self._delete,
@@ -96,20 +106,11 @@ class Lifecycle:
             await report.phase(Phase.PULL, f"Fetching the image {workspace.image}.")
             await provider.pull(workspace.image, report.output)
         await report.phase(Phase.CREATE, "Making the machine.")
-        spec = MachineSpec(
-            workspace_id=workspace.id,
-            operation_id=job.id,
-            hostname=workspace.name,
-            node=workspace.node,
-            image=workspace.image,
-            resources=workspace.resources,
-            env=workspace.env,
-        )
-        ref = await provider.create(spec)
+        ref = await provider.create(spec_of(workspace, job))
         await report.phase(Phase.START, "Starting the machine.", ref=ref)
         if job.operation.attempt > 1:
             await provider.stop(ref, 0)  # ends what an earlier try may have left running in it
-        secrets = await self._secrets(workspace)
+        secrets = await secrets_of(self._database, workspace)
         report.hide(secrets.values())
         machine = await provider.start(ref, secrets)
         if workspace.repo is not None and not (workspace.is_cloned or job.checkpoint.get("is_cloned")):
@@ -126,7 +127,7 @@ class Lifecycle:
         if job.verdict is Verdict.CANCELLED or ref is None:
             await provider.destroy(workspace.id)
             return outcomes.failed(None)
-        machine = await _switched_off(provider, ref)
+        machine = await switched_off(provider, ref)
         return outcomes.failed(machine)
 
     # Power.
@@ -134,7 +135,7 @@ class Lifecycle:
     async def _start(self, job: Job, report: Report, workspace: Workspace) -> Settle:
         provider, ref = self._machine_of(workspace)
         await report.phase(Phase.START, "Starting the machine.")
-        return outcomes.running(await provider.start(ref, await self._secrets(workspace)))
+        return outcomes.running(await provider.start(ref, await secrets_of(self._database, workspace)))
 
     async def _stop(self, job: Job, report: Report, workspace: Workspace) -> Settle:
         provider, ref = self._machine_of(workspace)
@@ -148,7 +149,7 @@ class Lifecycle:
         await provider.stop(ref, _stop_timeout(job))
         await report.phase(Phase.START, "Starting the machine.")
         await self._database.write(lambda tx: outcomes.go_to(tx, job, Status.STARTING))
-        return outcomes.running(await provider.start(ref, await self._secrets(workspace)))
+        return outcomes.running(await provider.start(ref, await secrets_of(self._database, workspace)))
 
     async def _recover_by_looking(self, job: Job, report: Report, workspace: Workspace) -> Settle:
         """Leave the workspace as its machine is found; a start that was cancelled is switched off."""
@@ -156,7 +157,7 @@ class Lifecycle:
             return outcomes.as_observed(None)
         provider = self._machines.provider(workspace.provider)
         if job.verdict is Verdict.CANCELLED:
-            return outcomes.as_observed(await _switched_off(provider, workspace.provider_ref))
+            return outcomes.as_observed(await switched_off(provider, workspace.provider_ref))
         return outcomes.as_observed(await provider.inspect(workspace.provider_ref))
 
     # Rebuild: a new machine beside the old one, then the swap.
@@ -167,7 +168,7 @@ class Lifecycle:
         if new is None:
             if workspace.provider_ref is not None:
                 await report.phase(Phase.STOP, "Stopping the old machine.")
-                await _switched_off(provider, workspace.provider_ref)
+                await switched_off(provider, workspace.provider_ref)
             new = (await self._make(job, report, provider, workspace)).ref
             await report.forbid_cancel(swapped=new)
         return await self._after_swap(job, report, provider, workspace, str(new))
@@ -179,7 +180,7 @@ class Lifecycle:
         if workspace.provider_ref not in (None, new):
             await provider.discard(str(workspace.provider_ref))
         if job.input.get("previous") == Status.STOPPED:
-            return outcomes.as_observed(await _switched_off(provider, new))
+            return outcomes.as_observed(await switched_off(provider, new))
         return outcomes.as_observed(await provider.inspect(new))
 
     async def _recover_rebuild(self, job: Job, report: Report, workspace: Workspace) -> Settle:
@@ -196,7 +197,7 @@ class Lifecycle:
         if old is None:
             return outcomes.failed(None)
         if job.input.get("previous") == Status.RUNNING:
-            await provider.start(old, await self._secrets(workspace))
+            await provider.start(old, await secrets_of(self._database, workspace))
         found = await provider.inspect(old)
         was_failed = job.input.get("previous") == Status.FAILED
         return outcomes.failed(found) if was_failed else outcomes.as_observed(found)
@@ -212,8 +213,12 @@ class Lifecycle:
 
     async def _delete(self, job: Job, report: Report, workspace: Workspace) -> Settle:
         await report.phase(Phase.DESTROY, "Destroying the machine and its files.")
+        snapshots = await self._database.read(lambda tx: outcomes.doomed_snapshots(tx, job))
         try:
-            await self._machines.provider(workspace.provider).destroy(workspace.id)
+            provider = self._machines.provider(workspace.provider)
+            await provider.destroy(workspace.id)
+            for snapshot in snapshots:
+                await provider.snapshots.destroy(snapshot.id)
         except (ProviderError, ProviderUnavailable) as error:
             if not job.input.get("force"):
                 raise
@@ -239,9 +244,6 @@ class Lifecycle:
 
         return run
 
-    async def _secrets(self, workspace: Workspace) -> dict[str, str]:
-        return await self._database.read(lambda tx: list_secrets(tx, workspace.id))
-
     def _machine_of(self, workspace: Workspace) -> tuple[Provider, str]:
         if workspace.provider_ref is None:
             raise Refused(ErrorCode.PROVIDER_ERROR, outcomes.NO_MACHINE)
@@ -255,13 +257,9 @@ def _stop_timeout(job: Job) -> int:
     return STOP_TIMEOUT_SECONDS if timeout is None else int(timeout)
 
 
-async def _switched_off(provider: Provider, ref: str) -> Machine | None:
-    """Return a machine after making sure that it is off, or None if there is none."""
-    machine = await provider.inspect(ref)
-    if machine is None or machine.power is Power.STOPPED:
-        return machine
-    await provider.stop(ref, STOP_TIMEOUT_SECONDS)
-    return await provider.inspect(ref)
+def _claimed_restore(tx: Transaction, job: Job) -> None:
+    if job.input.get("previous") == Status.PENDING:
+        _claimed_create(tx, job)
 
 
 def _claimed_create(tx: Transaction, job: Job) -> None:

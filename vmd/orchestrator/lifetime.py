@@ -13,6 +13,7 @@ from vmd.model.workspace import Health, Status, Workspace
 from vmd.operations.queue import OperationQueue
 from vmd.orchestrator.activity import Signs
 from vmd.orchestrator.changes import begin
+from vmd.orchestrator.outcomes import Keep
 from vmd.orchestrator.permissions import get_workspace, require_scope
 from vmd.store.clocks import (
     Clock,
@@ -27,7 +28,7 @@ from vmd.store.clocks import (
 from vmd.store.database import Database, Transaction
 from vmd.store.events import delete_old_events, delete_surplus_events
 from vmd.store.idempotency import delete_old_answers
-from vmd.store.operations import delete_finished
+from vmd.store.operations import delete_finished, find_last_input
 from vmd.store.workspaces import WorkspaceFilter, find_workspace, list_workspaces
 
 MAX_PER_SWEEP = 100
@@ -153,7 +154,9 @@ class Lifetimes:
             if workspace.current_operation is None and tx.now - workspace.updated_at > RETRY_DELETE
         ]
         for workspace in stuck:
-            begin(tx, SYSTEM, workspace, OperationType.DELETE, to=None, force=False)
+            before = find_last_input(tx, workspace.id, OperationType.DELETE)
+            keep = before.get("keep", Keep.NONE)
+            begin(tx, SYSTEM, workspace, OperationType.DELETE, to=None, force=False, keep=keep)
         return len(stuck)
 
     def _next(self, workspace: Workspace) -> NextFiring | None:
@@ -187,7 +190,16 @@ def _fire(tx: Transaction, firing: Firing) -> bool:
         to = Status.STOPPING if workspace.status is Status.RUNNING else None
         begin(tx, SYSTEM, workspace, OperationType.EXPIRE, to=to, reason="ttl")
     else:
-        begin(tx, SYSTEM, workspace, OperationType.DELETE, to=Status.DELETING, reason="trash", force=False)
+        begin(
+            tx,
+            SYSTEM,
+            workspace,
+            OperationType.DELETE,
+            to=Status.DELETING,
+            reason="trash",
+            force=False,
+            keep=Keep.FINAL,
+        )
         _tell(tx, EventType.WORKSPACE_EXPIRED, firing, clock=firing.clock)
     return True
 

@@ -119,6 +119,7 @@ class Machines:
                     if workspace_id is None:
                         self._capacities[name] = await provider.capacity()
                         await self._reconcile(provider)
+                        await provider.snapshots.clear()
                         await self._mark(name, is_reached=True)
                         on_reached()
                     else:

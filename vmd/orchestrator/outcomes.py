@@ -3,13 +3,15 @@
 An outcome for a workspace that was taken from its operation writes nothing.
 """
 
+from enum import StrEnum
 from typing import Any
 
 from attrs import evolve
 
 from vmd.model.errors import ErrorCode, Problem, Refused
 from vmd.model.event import EventType
-from vmd.model.operation import Job, Verdict
+from vmd.model.operation import Job, OperationType, Verdict
+from vmd.model.snapshot import Snapshot, SnapshotStatus
 from vmd.model.workspace import Status, Workspace
 from vmd.operations.queue import Settle
 from vmd.orchestrator.changes import save
@@ -18,7 +20,17 @@ from vmd.providers.base import Machine
 from vmd.store.clocks import Clock
 from vmd.store.database import Transaction
 from vmd.store.leftovers import insert_leftover
+from vmd.store.snapshots import delete_snapshot, find_snapshot, list_all_of_workspace, update_snapshot
 from vmd.store.workspaces import delete_workspace, find_workspace
+
+
+class Keep(StrEnum):
+    """Which of its ready snapshots outlive a workspace."""
+
+    NONE = "none"
+    FINAL = "final"  # those that were taken before it expired
+    ALL = "all"
+
 
 NO_MACHINE = "There is no machine any more; rebuild the workspace or delete it."
 
@@ -35,6 +47,8 @@ def release(tx: Transaction, job: Job, workspace: Workspace, **changes: Any) -> 
     if job.checkpoint.get("is_cloned") and workspace.repo is not None:
         commit = job.checkpoint.get("commit") or workspace.repo.commit
         changes |= {"is_cloned": True, "repo": evolve(workspace.repo, commit=commit)}
+    if job.operation.type is OperationType.RESTORE and job.checkpoint.get("swapped"):
+        changes |= {"files": job.checkpoint["files"], "is_cloned": True}
     after = evolve(workspace, current_operation=None, **changes)
     return save(tx, workspace, after, actor=job.operation.actor, reason=job.operation.type)
 
@@ -77,7 +91,7 @@ def as_observed(machine: Machine | None) -> Settle:
         changes = facts(machine)
         if changes["status"] is Status.RUNNING and job.verdict is None:
             changes["started_at"] = tx.now
-        last_error = _reason(job) if job.verdict is Verdict.FAILED else None
+        last_error = reason_of(job) if job.verdict is Verdict.FAILED else None
         if machine is None and last_error is None:
             last_error = Refused(ErrorCode.PROVIDER_ERROR, NO_MACHINE).problem()
         release(tx, job, workspace, **changes, last_error=last_error)
@@ -100,7 +114,7 @@ def failed(machine: Machine | None) -> Settle:
                 status=Status.FAILED,
                 provider_ref=ref,
                 address=None,
-                last_error=_reason(job),
+                last_error=reason_of(job),
             )
 
     return settle
@@ -113,7 +127,7 @@ def unknown(job: Job) -> Settle:
         workspace = held(tx, job)
         if workspace is not None:
             ref = workspace.provider_ref or job.checkpoint.get("ref")
-            release(tx, job, workspace, status=Status.FAILED, provider_ref=ref, last_error=_reason(job))
+            release(tx, job, workspace, status=Status.FAILED, provider_ref=ref, last_error=reason_of(job))
 
     return settle
 
@@ -121,11 +135,12 @@ def unknown(job: Job) -> Settle:
 def as_before(tx: Transaction, job: Job) -> None:
     """Settle an operation that was cancelled before any worker had it: all is as it was."""
     workspace = held(tx, job)
+    fail_snapshot(tx, job)
     if workspace is None:
         return
     previous = Status(job.input["previous"])
     if previous is Status.PENDING:
-        release(tx, job, workspace, status=Status.FAILED, last_error=_reason(job))
+        release(tx, job, workspace, status=Status.FAILED, last_error=reason_of(job))
     else:
         release(tx, job, workspace, status=previous)
 
@@ -147,6 +162,18 @@ def trashed(tx: Transaction, job: Job) -> dict[str, Any] | None:
     return {"changed": True}
 
 
+def doomed_snapshots(tx: Transaction, job: Job) -> list[Snapshot]:
+    """Return the snapshots that go with the workspace that a job deletes: all but those it is to keep."""
+    keep = job.input.get("keep", Keep.NONE)
+    return [
+        snapshot
+        for snapshot in list_all_of_workspace(tx, job.operation.workspace_id or "")
+        if snapshot.status is not SnapshotStatus.READY
+        or keep == Keep.NONE
+        or (keep == Keep.FINAL and not snapshot.is_final)
+    ]
+
+
 def deleted(tx: Transaction, job: Job, leftover: str | None = None) -> dict[str, Any] | None:
     """Settle on a workspace that is gone; `leftover` is why some of it may not be."""
     workspace = held(tx, job)
@@ -154,6 +181,8 @@ def deleted(tx: Transaction, job: Job, leftover: str | None = None) -> dict[str,
         return None
     if leftover is not None:
         insert_leftover(tx, workspace, leftover)
+    for snapshot in doomed_snapshots(tx, job):
+        delete_snapshot(tx, snapshot.id)
     delete_workspace(tx, workspace.id)
     tx.emit(
         EventType.WORKSPACE_DELETED,
@@ -166,14 +195,33 @@ def deleted(tx: Transaction, job: Job, leftover: str | None = None) -> dict[str,
     return {"changed": True} if leftover is None else {"changed": True, "leftover": leftover}
 
 
+def fail_snapshot(tx: Transaction, job: Job) -> None:
+    """Note that the snapshot that an operation was to take came to nothing."""
+    snapshot = find_snapshot(tx, job.operation.snapshot_id or "")
+    if snapshot is None or snapshot.current_operation != job.id:
+        return
+    if job.operation.type is OperationType.SNAPSHOT:
+        failed = evolve(snapshot, status=SnapshotStatus.FAILED, error=reason_of(job), current_operation=None)
+        update_snapshot(tx, failed)
+        tx.emit(
+            EventType.SNAPSHOT_FAILED,
+            actor=job.operation.actor,
+            owner_id=snapshot.owner_id,
+            workspace_id=snapshot.workspace_id,
+            operation_id=job.id,
+            snapshot_id=snapshot.id,
+            name=snapshot.name,
+        )
+
+
 def undeleted(tx: Transaction, job: Job) -> None:
     """Keep what could not be destroyed on record, to be deleted again."""
     workspace = held(tx, job)
     if workspace is not None:
-        release(tx, job, workspace, last_error=_reason(job))
+        release(tx, job, workspace, last_error=reason_of(job))
 
 
-def _reason(job: Job) -> Problem:
+def reason_of(job: Job) -> Problem:
     """Return why an operation came to nothing."""
     if job.operation.error is not None:
         return job.operation.error

@@ -86,6 +86,10 @@ class Quotas:
         self._require("cpus", use.cpus, resources.cpus, self._limits.cpus)
         self._require("memory_mb", use.memory_mb, resources.memory_mb, self._limits.memory_mb)
 
+    def require_snapshot(self, tx: Transaction, owner_id: str) -> None:
+        """Refuse another snapshot when it would exceed the limit."""
+        self._require("snapshots", self.of_owner(tx, owner_id).use.snapshots, 1, self._limits.snapshots)
+
     @property
     def longest_ttl(self) -> int | None:
         """The longest lifetime that is allowed, None for one without end."""

@@ -31,11 +31,11 @@ from vmd.orchestrator.changes import (
     supersede,
 )
 from vmd.orchestrator.machines import Machines
+from vmd.orchestrator.outcomes import Keep
 from vmd.orchestrator.permissions import get_running, get_workspace, require_scope
 from vmd.orchestrator.planning import Planner, name_taken
 from vmd.orchestrator.quota import Quota, Quotas
 from vmd.orchestrator.refusals import refused_by_provider
-from vmd.orchestrator.templates import Catalogue
 from vmd.providers.base import ProviderError, ProviderUnavailable, Stats
 from vmd.store.database import Database, Transaction
 from vmd.store.idempotency import Once, answer_once
@@ -60,13 +60,13 @@ class Workspaces:
         queue: OperationQueue,
         machines: Machines,
         quotas: Quotas,
-        catalogue: Catalogue,
+        planner: Planner,
     ) -> None:
         self._database = database
         self._queue = queue
         self._machines = machines
         self._quotas = quotas
-        self._planner = Planner(machines, quotas, catalogue)
+        self._planner = planner
 
     async def plan(self, actor: Actor, wanted: NewWorkspace) -> Plan:
         """Return what `create` would make, or refuse as it would; nothing is made."""
@@ -184,7 +184,13 @@ class Workspaces:
         return operation
 
     async def delete(
-        self, actor: Actor, workspace_id: str, *, force: bool, version: int | None = None
+        self,
+        actor: Actor,
+        workspace_id: str,
+        *,
+        force: bool,
+        keep_snapshots: bool = False,
+        version: int | None = None,
     ) -> Operation:
         """Record the destruction of a workspace in whatever status, taking it from a running operation."""
         require_scope(actor, Scope.WRITE)
@@ -194,12 +200,15 @@ class Workspaces:
             workspace = get_workspace(tx, actor, workspace_id)
             require_version(workspace, version)
             current = workspace.current_operation
+            keep = Keep.ALL if keep_snapshots else Keep.NONE
             if current is not None and current.type is OperationType.DELETE:
-                return _insist(tx, current, force)
+                return _insist(tx, current, force, keep)
             workspace, left = supersede(tx, workspace)
             if left is not None:
                 interrupted.append(left)
-            return begin(tx, actor, workspace, OperationType.DELETE, to=Status.DELETING, force=force)
+            return begin(
+                tx, actor, workspace, OperationType.DELETE, to=Status.DELETING, force=force, keep=keep
+            )
 
         operation = await self._database.write(unit)
         self._tell_queue(interrupted)
@@ -285,10 +294,19 @@ def _needs_force(workspace: Workspace) -> Refused:
     )
 
 
-def _insist(tx: Transaction, current: Operation, force: bool) -> Operation:
-    """Return the deletion that is under way; force makes it forget what it cannot destroy."""
+def _insist(tx: Transaction, current: Operation, force: bool, keep: Keep) -> Operation:
+    """Return the deletion that is under way; force makes it forget what it cannot destroy.
+
+    One that keeps snapshots goes on to; one that does not may have destroyed them already.
+    """
     job = find_job(tx, current.id)
     assert job is not None
+    if keep is Keep.ALL and job.input.get("keep") != Keep.ALL:
+        raise Refused(
+            ErrorCode.OPERATION_IN_PROGRESS,
+            f"The operation {current.id} deletes the workspace with its snapshots already.",
+            operation_id=current.id,
+        )
     if force and not job.input.get("force"):
         update_job(tx, evolve(job, input={**job.input, "force": True}))
     return current

@@ -38,15 +38,22 @@ def answer_once(tx: Transaction, user_id: str, once: Once | None, kind: type[T],
 
     Raises Refused when the key came with another request before.
     """
+    first = find_answer(tx, user_id, once, kind)
+    if first is not None:
+        return first
+    answer = make()
+    keep_answer(tx, user_id, once, answer)
+    return answer
+
+
+def find_answer(tx: Transaction, user_id: str, once: Once | None, kind: type[T]) -> T | None:
+    """Return what was answered the first time; raise Refused when that was another request."""
     if once is None:
-        return make()
-    values = {"user_id": user_id, "key": once.key}
-    row = tx.execute(FIND_ANSWER, {**values, "since": millis(tx.now - KEPT)}).fetchone()
+        return None
+    values = {"user_id": user_id, "key": once.key, "since": millis(tx.now - KEPT)}
+    row = tx.execute(FIND_ANSWER, values).fetchone()
     if row is None:
-        answer = make()
-        kept = {"fingerprint": once.fingerprint, "answer": encode(answer), "now": millis(tx.now)}
-        tx.execute(KEEP_ANSWER, {**values, **kept})
-        return answer
+        return None
     if bytes(row["fingerprint"]) != once.fingerprint:
         raise Refused(
             ErrorCode.IDEMPOTENCY_MISMATCH,
@@ -54,6 +61,19 @@ def answer_once(tx: Transaction, user_id: str, once: Once | None, kind: type[T],
         )
     first: T = decoder(kind)(row["answer"])
     return first
+
+
+def keep_answer(tx: Transaction, user_id: str, once: Once | None, answer: object) -> None:
+    """Keep the answer for a request that may come again."""
+    if once is not None:
+        values = {
+            "user_id": user_id,
+            "key": once.key,
+            "fingerprint": once.fingerprint,
+            "answer": encode(answer),
+            "now": millis(tx.now),
+        }
+        tx.execute(KEEP_ANSWER, values)
 
 
 def delete_old_answers(tx: Transaction) -> int:

@@ -41,6 +41,9 @@ VALUES (:id, :type, :status, :owner_id, :workspace_id, :snapshot_id, :command_id
     '{}', :may_cancel, :attempt, :progress, :result, :created_at, :started_at, :finished_at)
 """
 FIND_JOB = f"SELECT {_JOB_COLUMNS} FROM operations o WHERE o.id = :id"
+FIND_LAST_INPUT = """
+SELECT input FROM operations WHERE workspace_id = :workspace_id AND type = :type ORDER BY id DESC LIMIT 1
+"""
 UPDATE_JOB = """
 UPDATE operations SET status = :status, input = :input, checkpoint = :checkpoint, verdict = :verdict,
     may_cancel = :may_cancel, attempt = :attempt, not_before = :not_before, progress = :progress,
@@ -143,6 +146,13 @@ def find_job(tx: Transaction, operation_id: str) -> Job | None:
     """Return an operation with what its worker knows."""
     row = tx.execute(FIND_JOB, {"id": operation_id}).fetchone()
     return None if row is None else _job(row)
+
+
+def find_last_input(tx: Transaction, workspace_id: str, kind: OperationType) -> dict[str, Any]:
+    """Return what the workspace's last operation of a type was given, nothing if there was none."""
+    row = tx.execute(FIND_LAST_INPUT, {"workspace_id": workspace_id, "type": kind}).fetchone()
+    found: dict[str, Any] = {} if row is None else _OBJECT(row["input"])
+    return found
 
 
 def update_job(tx: Transaction, job: Job, *, not_before: datetime | None = None) -> None:

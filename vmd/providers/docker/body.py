@@ -98,10 +98,11 @@ def container_body(
     memory_bytes = resources.memory_mb * _MIB
     environment = {**spec.env, **({"VMD_SUDO": "1"} if options.has_sudo else {})}
     capabilities = [*CAPABILITIES, *(("AUDIT_WRITE",) if options.has_sudo else ())]
+    has_files = spec.snapshot_id is not None or spec.files is not None  # or gets them, and no others
     host_config: dict[str, Any] = {
         "NetworkMode": network,
         "Mounts": [
-            {"Type": "volume", "Source": volume, "Target": WORKDIR},
+            {"Type": "volume", "Source": volume, "Target": WORKDIR, "VolumeOptions": {"NoCopy": has_files}},
             {"Type": "volume", "Source": state_volume, "Target": STATE_DIRECTORY},
         ],
         "Tmpfs": {RUN_DIRECTORY: "rw,nosuid,nodev,noexec,size=1m,uid=1000,gid=1000,mode=0700"},

@@ -156,12 +156,13 @@ class Engine:
         method: str = "POST",
     ) -> None:
         """Send a tar archive, whole or as it comes; the answer of the engine may be an error in a stream."""
-        with self.translated():
+        sent = _Sent()
+        with sent.explained(), self.translated():
             try:
                 async with self.streams._query(
                     path,
                     method,
-                    data=data,
+                    data=data if isinstance(data, bytes) else sent.chunks(data),
                     params=MultiDict(params),
                     headers={"Content-Type": "application/x-tar"},
                     timeout=ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
@@ -233,6 +234,30 @@ class Engine:
             await client.close()
         for connector in self._connectors:
             await connector.close()
+
+
+class _Sent:
+    """What is sent as it comes: an error of its source is told as that, not as one of the connection."""
+
+    def __init__(self) -> None:
+        self._error: Exception | None = None
+
+    async def chunks(self, source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in source:
+                yield chunk
+        except Exception as error:
+            self._error = error
+            raise
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (ProviderError, ProviderUnavailable):
+            if self._error is not None:
+                raise self._error from None
+            raise
 
 
 def half_close(stream: Any) -> None:

@@ -15,8 +15,8 @@ from attrs import evolve
 from vmd.providers.base import ProviderError
 from vmd.providers.docker.body import STATE_DIRECTORY
 from vmd.providers.docker.engine import NOT_FOUND, Engine
-from vmd.providers.docker.tars import File, walk
 from vmd.providers.process import Chunk, Kept, ProcessReport, ProcessState, Stream
+from vmd.providers.tars import File, walk
 
 MAX_FILE_BYTES = 1 << 30
 MAX_FILES = 100

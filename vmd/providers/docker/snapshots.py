@@ -16,8 +16,8 @@ from vmd.providers.base import ProviderError
 from vmd.providers.docker.archiving import ARCHIVE, FILES, LABEL_HELPER, STORE, Archiver, Line
 from vmd.providers.docker.body import LABEL_INSTANCE, LABEL_OPERATION, LABEL_SNAPSHOT, LABEL_WORKSPACE
 from vmd.providers.docker.engine import CONFLICT, NOT_FOUND, Engine, require_ours
-from vmd.providers.docker.tars import MAX_PIECE_BYTES, Guard, TarError, walk
 from vmd.providers.snapshots import Disk, Exported, Taken
+from vmd.providers.tars import MAX_PIECE_BYTES, Guard, TarError, walk
 
 SNAPSHOT_IMAGES = "vmd-snapshot"  # repositories of images: of snapshots,
 MACHINE_IMAGES = (

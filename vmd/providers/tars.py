@@ -5,7 +5,7 @@ Read for what is in them, or looked at while they pass by, by rules that do not 
 
 import re
 import tarfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from attrs import frozen
@@ -38,6 +38,7 @@ class Content:
     def __init__(self, archive: Reader, size: int) -> None:
         self._archive = archive
         self._left = size
+        self.on_read: Callable[[bytes], object] = lambda data: None  # told of every byte
 
     async def read(self, most: int) -> bytes:
         """Return at most so many bytes, none at the end of the file."""
@@ -45,6 +46,7 @@ class Content:
         if self._left and not data:
             raise EOFError("it is cut off")
         self._left -= len(data)
+        self.on_read(data)
         return data
 
     async def pieces(self) -> AsyncIterator[bytes]:

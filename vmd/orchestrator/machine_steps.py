@@ -1,0 +1,38 @@
+"""Steps that several works share."""
+
+from vmd.model.operation import Job
+from vmd.model.workspace import Workspace
+from vmd.providers.base import Machine, MachineSpec, Power, Provider
+from vmd.store.database import Database
+from vmd.store.workspaces import list_secrets
+
+STOP_TIMEOUT_SECONDS = 10
+
+
+async def secrets_of(database: Database, workspace: Workspace) -> dict[str, str]:
+    """Return the values of a workspace's secrets by name."""
+    return await database.read(lambda tx: list_secrets(tx, workspace.id))
+
+
+def spec_of(workspace: Workspace, job: Job) -> MachineSpec:
+    """Return what the machine that this job makes is made from."""
+    return MachineSpec(
+        workspace_id=workspace.id,
+        operation_id=job.id,
+        hostname=workspace.name,
+        node=workspace.node,
+        image=workspace.image,
+        resources=workspace.resources,
+        env=workspace.env,
+        files=workspace.files,
+        services=workspace.services,
+    )
+
+
+async def switched_off(provider: Provider, ref: str) -> Machine | None:
+    """Return a machine after making sure that it is off, or None if there is none."""
+    machine = await provider.inspect(ref)
+    if machine is None or machine.power is Power.STOPPED:
+        return machine
+    await provider.stop(ref, STOP_TIMEOUT_SECONDS)
+    return await provider.inspect(ref)
