@@ -5,6 +5,7 @@ import aiohttp
 
 from tests.support.api import Api
 from tests.support.house import House, open_house
+from tests.support.snapshots import take
 from vmd.model.workspace import Resources
 from vmd.providers.base import MachineSpec, ProviderError
 from vmd.providers.fake import Fault
@@ -55,3 +56,16 @@ async def test_a_missing_machine_and_an_unreachable_provider_are_named(tmp_path:
         assert await _examine(house) == [("missing", workspace["id"], False)]
         house.fake.host.is_reachable = False
         assert await _examine(house) == [("unreachable", "fake", False)]
+
+
+async def test_what_is_left_of_snapshots_is_found_and_what_is_missing(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        await house.ready()
+        snapshot = await take(house.api, (await house.api.make())["id"])
+        held = house.fake.host.snapshots
+        held["snap-000000000000"] = held[snapshot["id"]]
+        assert await _examine(house) == [("orphan", "snap-000000000000", False)]
+        assert await _examine(house, fix=True) == [("orphan", "snap-000000000000", True)]
+        assert set(held) == {snapshot["id"]}
+        held.clear()
+        assert await _examine(house) == [("missing", snapshot["id"], False)]

@@ -6,11 +6,13 @@ from enum import StrEnum
 from attrs import frozen
 
 from vmd.model.account import Actor
+from vmd.model.snapshot import SnapshotStatus
 from vmd.orchestrator.permissions import require_admin
 from vmd.orchestrator.templates import Catalogue
 from vmd.providers.base import Provider, ProviderError, ProviderUnavailable
 from vmd.store.database import Database
 from vmd.store.leftovers import delete_leftover, list_leftovers
+from vmd.store.snapshots import list_snapshots_of_provider
 from vmd.store.workspaces import list_of_provider
 
 
@@ -18,8 +20,8 @@ class FindingKind(StrEnum):
     """What can be wrong."""
 
     UNREACHABLE = "unreachable"  # a provider cannot be asked
-    ORPHAN = "orphan"  # the provider holds something of a workspace that is not in the books
-    MISSING = "missing"  # the books have a machine that the provider does not
+    ORPHAN = "orphan"  # the provider holds something of a workspace or snapshot that is not in the books
+    MISSING = "missing"  # the books have a machine or a snapshot that the provider does not
     BROKEN_TEMPLATE = "broken-template"
 
 
@@ -51,6 +53,7 @@ class Doctor:
         for provider in self._providers.values():
             try:
                 findings += await self._examine(provider, fix)
+                findings += await self._examine_snapshots(provider, fix)
             except (ProviderError, ProviderUnavailable) as error:
                 findings.append(
                     Finding(kind=FindingKind.UNREACHABLE, subject=provider.name, detail=str(error))
@@ -86,6 +89,27 @@ class Doctor:
                 detail = f"the machine {ref} of a workspace that is {workspace.status} is not there"
                 findings.append(Finding(kind=FindingKind.MISSING, subject=workspace.id, detail=detail))
         await self._forget_settled_leftovers(provider.name, set(orphans))
+        return findings
+
+    async def _examine_snapshots(self, provider: Provider, fix: bool) -> list[Finding]:
+        held: dict[str, list[str]] = {}
+        for snapshot_id, kind, name in await provider.snapshots.held():
+            held.setdefault(snapshot_id, []).append(f"{kind} {name}")
+        booked = await self._database.read(lambda tx: list_snapshots_of_provider(tx, provider.name))
+        known = {snapshot.id for snapshot in booked}
+        findings = []
+        for snapshot_id in sorted(set(held) - known):
+            if fix:
+                await provider.snapshots.destroy(snapshot_id)
+            detail = f"{provider.name} holds {', '.join(held[snapshot_id])} of a snapshot that is gone"
+            findings.append(
+                Finding(kind=FindingKind.ORPHAN, subject=snapshot_id, detail=detail, is_fixed=fix)
+            )
+        for snapshot in booked:
+            is_settled = snapshot.status is SnapshotStatus.READY and snapshot.current_operation is None
+            if is_settled and snapshot.id not in held:
+                detail = f"the snapshot {snapshot.name!r} of {snapshot.workspace_id} is not there"
+                findings.append(Finding(kind=FindingKind.MISSING, subject=snapshot.id, detail=detail))
         return findings
 
     async def _forget_settled_leftovers(self, provider: str, orphans: set[str]) -> None:

@@ -117,6 +117,8 @@ class Restoring:
     ) -> Settle:
         await report.phase(Phase.SWAP, "Taking the old machine and files away.")
         await _discard_others(provider, workspace, but=new)
+        if workspace.provider_ref not in (None, new):
+            await provider.discard(str(workspace.provider_ref))  # also what is left when its machine is gone
         if workspace.files != job.id:
             await provider.snapshots.discard_files(workspace.id, workspace.files)
         if job.input.get("previous") == Status.STOPPED:

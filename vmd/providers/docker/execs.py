@@ -8,6 +8,7 @@ from aiodocker.exceptions import DockerError
 from vmd.providers.base import ProviderError
 from vmd.providers.docker.body import RUN_DIRECTORY
 from vmd.providers.docker.engine import READ_SECONDS, Engine, half_close
+from vmd.providers.docker.stillness import Stillness
 from vmd.providers.process import ProcessSpec, Stream, TerminalSize, UnknownUser
 from vmd.providers.supervisor.local import Output
 
@@ -47,8 +48,9 @@ _DETACH_KEYS = "ctrl-@," + ",".join("vmd-never-detaches")
 class ExecSpawner:
     """Starts execs in one container. They cannot be found again once the connection is gone."""
 
-    def __init__(self, engine: Engine, ref: str) -> None:
+    def __init__(self, engine: Engine, stillness: Stillness, ref: str) -> None:
         self._engine = engine
+        self._stillness = stillness
         self._ref = ref
 
     async def spawn(self, spec: ProcessSpec, output: Output) -> "SpawnedExec":
@@ -62,7 +64,7 @@ class ExecSpawner:
         try:
             await self._require_user(spec.user)
             with self._engine.translated():
-                async with asyncio.timeout(READ_SECONDS):
+                async with asyncio.timeout(READ_SECONDS), self._stillness.exec_begins(self._ref):
                     run = await container.exec(
                         argv,
                         stdin=True,

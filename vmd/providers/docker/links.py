@@ -9,6 +9,7 @@ from aiodocker.exceptions import DockerError
 from vmd.providers.base import ProviderError, ProviderUnavailable
 from vmd.providers.docker.body import ENDING_FILE, RUN_DIRECTORY, STATE_DIRECTORY
 from vmd.providers.docker.engine import ANSWER_SECONDS, READ_SECONDS, Engine, half_close
+from vmd.providers.docker.stillness import Stillness
 from vmd.providers.executables import SUPERVISOR, digest, find_executable
 from vmd.providers.supervisor.client import OtherVersion, SupervisorClient
 
@@ -38,8 +39,9 @@ class CannotSupervise(Exception):
 class Links:
     """Connects to the supervisors of containers, and puts them there."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, stillness: Stillness) -> None:
         self._engine = engine
+        self._stillness = stillness
         self._executable: bytes | None = None
 
     async def connect(self, ref: str) -> SupervisorClient:
@@ -111,7 +113,7 @@ class Links:
         argv = ["/bin/sh", "-c", script, "vmd", path]
         try:
             with self._engine.translated():
-                async with asyncio.timeout(READ_SECONDS):
+                async with asyncio.timeout(READ_SECONDS), self._stillness.exec_begins(ref):
                     container = self._engine.streams.containers.container(ref)
                     run = await container.exec(argv, stdin=True, user="0:0", workdir="/")
                     stream = run.start()

@@ -37,6 +37,7 @@ from vmd.providers.docker.links import CannotSupervise, Links
 from vmd.providers.docker.networks import Networks
 from vmd.providers.docker.snapshots import DockerSnapshots, files_volume
 from vmd.providers.docker.stats import read_cpu_seconds, read_stats
+from vmd.providers.docker.stillness import Stillness
 from vmd.providers.docker.subnets import SubnetPool
 from vmd.providers.process import MACHINE_USER, Chunk, ProcessReport, Stream, Supervisor
 from vmd.providers.supervisor.local import LocalSupervisor
@@ -64,10 +65,11 @@ class DockerProvider:
         self._engine = Engine(url)
         self._instance = instance
         self._options = options or ContainerOptions()
-        self._links = Links(self._engine)
+        self._stillness = Stillness(self._engine)
+        self._links = Links(self._engine, self._stillness)
         self._kept = KeptOutput(self._engine)
         self._plain: dict[str, LocalSupervisor] = {}  # of machines that run no supervisor, by ref
-        self.snapshots = DockerSnapshots(self._engine, instance)
+        self.snapshots = DockerSnapshots(self._engine, instance, self._stillness)
         self._networks = Networks(self._engine, instance, SubnetPool(subnet_pool))
 
     # What the host has.
@@ -170,6 +172,7 @@ class DockerProvider:
     async def stop(self, ref: str, timeout_seconds: int) -> None:
         """Stop the container; one that is not running is fine."""
         self._lose_plain(ref)
+        await self._stillness.thaw(ref)
         try:
             await self._engine.call(
                 f"containers/{ref}/stop",
@@ -210,14 +213,17 @@ class DockerProvider:
         try:
             with self._engine.translated():
                 streams = self._engine.streams
-                run = await streams.containers.container(ref).exec(
-                    argv,
-                    stdin=stdin is not None,
-                    user=execution.user or MACHINE_USER,
-                    environment=execution.env,
-                    workdir=execution.cwd,
-                )
-                async with run.start() as stream:
+                async with self._stillness.exec_begins(ref):
+                    run = await streams.containers.container(ref).exec(
+                        argv,
+                        stdin=stdin is not None,
+                        user=execution.user or MACHINE_USER,
+                        environment=execution.env,
+                        workdir=execution.cwd,
+                    )
+                    stream = run.start()
+                    await stream._init()
+                async with stream:
                     if stdin is not None:
                         await stream.write_in(stdin)
                         half_close(stream)
@@ -240,7 +246,7 @@ class DockerProvider:
                 "a machine runs no supervisor; plain execs take its place", machine=ref, why=str(error)
             )
             if ref not in self._plain:
-                self._plain[ref] = LocalSupervisor(ExecSpawner(self._engine, ref))
+                self._plain[ref] = LocalSupervisor(ExecSpawner(self._engine, self._stillness, ref))
             return self._plain[ref].reopen()
 
     def _lose_plain(self, ref: str) -> None:
@@ -261,6 +267,7 @@ class DockerProvider:
     async def discard(self, ref: str) -> None:
         """Remove one container, running or not."""
         self._lose_plain(ref)
+        await self._stillness.thaw(ref)
         await self._engine.remove(f"containers/{ref}", {"force": 1, "v": 1})
         await self.snapshots.discard_images(ref)
 
@@ -270,6 +277,7 @@ class DockerProvider:
         for container in await self._list_containers(label):
             await self.discard(container["Names"][0].removeprefix("/"))
         await self.snapshots.discard_images(f"vmd-{workspace_id}-")
+        await self.snapshots.clear()  # an archiver of an earlier daemon may have its files still
         networks, volumes = await asyncio.gather(self._list_networks(label), self._list_volumes(label))
         await asyncio.gather(
             *(self._networks.remove(network) for network in networks),
@@ -338,8 +346,8 @@ class DockerProvider:
             if event is None:
                 self._networks.forget()
                 yield None
-            else:
-                yield event["Actor"]["Attributes"][LABEL_WORKSPACE]
+            elif LABEL_WORKSPACE in (labels := event["Actor"]["Attributes"]):
+                yield labels[LABEL_WORKSPACE]
 
     async def close(self) -> None:
         """Close all connections to the engine."""

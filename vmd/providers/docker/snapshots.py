@@ -5,7 +5,7 @@ import json
 import tarfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 from aiodocker.exceptions import DockerError
@@ -16,6 +16,7 @@ from vmd.providers.base import ProviderError
 from vmd.providers.docker.archiving import ARCHIVE, FILES, LABEL_HELPER, STORE, Archiver, Line
 from vmd.providers.docker.body import LABEL_INSTANCE, LABEL_OPERATION, LABEL_SNAPSHOT, LABEL_WORKSPACE
 from vmd.providers.docker.engine import CONFLICT, NOT_FOUND, Engine, require_ours
+from vmd.providers.docker.stillness import Stillness
 from vmd.providers.snapshots import Disk, Exported, Taken
 from vmd.providers.tars import MAX_PIECE_BYTES, Guard, TarError, walk
 
@@ -37,8 +38,9 @@ def files_volume(workspace_id: str, files: str | None) -> str:
 class DockerSnapshots:
     """Keeps the promises of `Snapshots` with engine calls, which may be repeated."""
 
-    def __init__(self, engine: Engine, instance: str) -> None:
+    def __init__(self, engine: Engine, instance: str, stillness: Stillness) -> None:
         self._engine = engine
+        self._stillness = stillness
         self._instance = instance
         self._archiver = Archiver(engine, instance)
 
@@ -52,32 +54,36 @@ class DockerSnapshots:
         )
         if found is None or volume is None:
             raise ProviderError("There is no machine to take a snapshot of.")
-        await self.thaw(ref)  # which an earlier try may have left as it was
+        await self._stillness.thaw(ref)  # which an earlier try may have left as it was
         await self.destroy(snapshot_id)
         await self._create_volume(snapshot_id, {LABEL_SNAPSHOT: snapshot_id})
-        began = time.monotonic()
-        if found["State"]["Running"]:
-            await self._pause(ref)
-        packing: asyncio.Future[Line] = asyncio.get_running_loop().create_future()
-        parts = (
-            asyncio.ensure_future(self._commit(snapshot_id, ref)),
-            asyncio.ensure_future(self._archive(snapshot_id, volume, packing)),
-        )
-        try:
-            packed, _ = await asyncio.gather(packing, parts[0])
-            await self.thaw(ref)
-            paused_seconds = time.monotonic() - began if found["State"]["Running"] else 0.0
-            checked = await parts[1]
-        finally:
-            for part in parts:
-                part.cancel()  # which ends once the engine has come to an end with it
-            with suppress(asyncio.CancelledError, ProviderError):
-                await asyncio.shield(self.thaw(ref))
-            await asyncio.gather(packing, *parts, return_exceptions=True)
+        if not found["State"]["Running"]:
+            packed, checking = await self._keep(snapshot_id, ref, volume)
+            paused_seconds = 0.0
+        else:
+            async with self._stillness.of(ref):
+                began = time.monotonic()
+                packed, checking = await self._keep(snapshot_id, ref, volume)
+            paused_seconds = time.monotonic() - began
+        checked = await checking
         if not checked.manifest.describes(packed.manifest) or checked.stored != packed.stored:
             raise ProviderError("What was kept of the files differs from them; take the snapshot again.")
         size_bytes = packed.stored + await self._layer_bytes(snapshot_id)
         return Taken(manifest=packed.manifest, size_bytes=size_bytes, paused_seconds=paused_seconds)
+
+    async def _keep(self, snapshot_id: str, ref: str, volume: str) -> "tuple[Line, asyncio.Task[Line]]":
+        """Keep disk and files at the same time; return what was kept, and the task that reads it back."""
+        packing: asyncio.Future[Line] = asyncio.get_running_loop().create_future()
+        committing = asyncio.create_task(self._commit(snapshot_id, ref))
+        archiving = asyncio.create_task(self._archive(snapshot_id, volume, packing))
+        try:
+            packed, _ = await asyncio.gather(packing, committing)
+        except BaseException:
+            committing.cancel()  # which ends once the engine has come to an end with it
+            archiving.cancel()
+            await asyncio.gather(packing, committing, archiving, return_exceptions=True)
+            raise
+        return packed, archiving
 
     async def _archive(self, snapshot_id: str, volume: str, packing: "asyncio.Future[Line]") -> Line:
         """Archive the volume; tell when that is done, then return what was read back."""
@@ -95,20 +101,9 @@ class DockerSnapshots:
                 packing.set_exception(error)
             raise
 
-    async def _pause(self, ref: str) -> None:
-        try:
-            await self._engine.call(f"containers/{ref}/pause", "POST")
-        except DockerError as error:
-            raise ProviderError(f"The engine cannot pause the machine: {error.message}.") from None
-
     async def thaw(self, ref: str) -> None:
         """Unpause the container if it is paused."""
-        found = await self._engine.find(f"containers/{ref}/json")
-        if found is not None and found["State"]["Paused"]:
-            try:
-                await self._engine.call(f"containers/{ref}/unpause", "POST")
-            except DockerError as error:
-                raise ProviderError(f"The engine cannot unpause the machine: {error.message}.") from None
+        await self._stillness.thaw(ref)
 
     async def _commit(self, snapshot_id: str, ref: str) -> None:
         """Make the image; its labels say whose it is, in place of those of the machine."""
@@ -170,6 +165,7 @@ class DockerSnapshots:
 
     async def discard_files(self, workspace_id: str, files: str | None) -> None:
         """Remove a volume."""
+        await self.clear()  # an archiver of an earlier daemon may have it still
         await self._engine.remove(f"volumes/{files_volume(workspace_id, files)}", {"force": 1})
 
     async def discard_images(self, prefix: str) -> None:
