@@ -216,3 +216,69 @@ async def test_a_provider_out_of_reach_says_so(provider: Provider) -> None:
         with pytest.raises(ProviderUnavailable):
             await attempt
     await away.close()
+
+
+def snapshot_id() -> str:
+    return f"snap-{token_hex(6)}"
+
+
+async def test_a_snapshot_keeps_the_files_of_one_moment(provider: Provider) -> None:
+    snapshot, wanted = snapshot_id(), spec()
+    ref = await provider.create(wanted)
+    await provider.start(ref, {})
+    await run(provider, ref, "touch kept")
+    first = await provider.snapshots.take(snapshot, ref)
+    await run(provider, ref, "touch later")
+    taken = await provider.snapshots.take(snapshot, ref)  # anew, in place of the first
+    assert taken.manifest.entries == first.manifest.entries + 1
+    assert taken.manifest.digest != first.manifest.digest
+    await provider.stop(ref, 0)
+    again = await provider.snapshots.take(snapshot, ref)
+    assert again.manifest.describes(taken.manifest)
+    assert again.paused_seconds == 0
+    assert {held for held, _, _ in await provider.snapshots.held()} == {snapshot}
+    await provider.destroy(wanted.workspace_id)
+    other = spec(2, snapshot_id=snapshot)
+    unpacked = await provider.snapshots.unpack(snapshot, other.workspace_id, None)
+    assert unpacked.describes(taken.manifest)
+    made = await provider.create(other)
+    await provider.snapshots.destroy(snapshot)
+    await provider.snapshots.destroy(snapshot)
+    assert list(await provider.snapshots.held()) == []
+    await provider.start(made, {})
+    assert (await run(provider, made, "ls"))[1].split() == ["kept", "later"]
+
+
+async def test_other_files_of_a_workspace_are_beside_the_first_ones(provider: Provider) -> None:
+    snapshot, first = snapshot_id(), spec()
+    old = await provider.create(first)
+    await provider.start(old, {})
+    await run(provider, old, "touch kept")
+    await provider.snapshots.take(snapshot, old)
+    await run(provider, old, "touch later")
+    await provider.snapshots.unpack(snapshot, first.workspace_id, "op-files")
+    new = await provider.create(
+        spec(workspace_id=first.workspace_id, files="op-files", snapshot_id=snapshot)
+    )
+    await provider.start(new, {})
+    assert (await run(provider, new, "ls"))[1].split() == ["kept"]
+    assert (await run(provider, old, "ls"))[1].split() == ["kept", "later"]
+    await provider.discard(new)
+    await provider.snapshots.discard_files(first.workspace_id, "op-files")
+    await provider.snapshots.discard_files(first.workspace_id, "op-files")
+    assert (await run(provider, old, "ls"))[1].split() == ["kept", "later"]
+    with pytest.raises(ProviderError, match="not empty"):
+        await provider.snapshots.unpack(snapshot, first.workspace_id, None)
+    await provider.snapshots.destroy(snapshot)
+
+
+async def test_snapshots_of_what_is_not_there_are_refused(provider: Provider) -> None:
+    with pytest.raises(ProviderError, match="no machine"):
+        await provider.snapshots.take(snapshot_id(), "vmd-none")
+    with pytest.raises(ProviderError, match="not there any more"):
+        await provider.create(spec(snapshot_id=snapshot_id()))
+    gone = spec()
+    with pytest.raises(ProviderError, match="not there any more"):
+        await provider.snapshots.unpack(snapshot_id(), gone.workspace_id, None)
+    await provider.snapshots.thaw("vmd-none")
+    await provider.destroy(gone.workspace_id)
