@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import commands, creating, fanout, idle, reading, terminals
+from tests.benchmarks import commands, creating, fanout, idle, reading, snapshots, terminals
 from tests.benchmarks.table import Row, text
 
 SUBJECTS = {
@@ -16,6 +16,7 @@ SUBJECTS = {
     "idle": idle.measure,
     "commands": commands.measure,
     "terminals": terminals.measure,
+    "snapshots": snapshots.measure,
 }
 
 

@@ -42,10 +42,29 @@ class Api:
         )
         return str(operation["command_id"])
 
-    async def _wait(self, operation: Any) -> None:
+    async def snapshot(self, workspace_id: str) -> tuple[str, Any]:
+        """Take a snapshot, and return its id with the operation's result when it is ready."""
+        operation = await self._ask("POST", f"/api/v1/workspaces/{workspace_id}/snapshots", {})
+        ended = await self._wait(operation)
+        return str(operation["snapshot_id"]), ended["result"]
+
+    async def restore(self, workspace_id: str, snapshot_id: str) -> str:
+        """Make another workspace from a snapshot, and return its id when it runs."""
+        path = f"/api/v1/workspaces/{workspace_id}/snapshots/{snapshot_id}/restore"
+        operation = await self._ask("POST", path, {"new_workspace": {}})
+        await self._wait(operation)
+        return str(operation["workspace_id"])
+
+    async def remove_snapshot(self, workspace_id: str, snapshot_id: str) -> None:
+        """Delete a snapshot, and wait until it is gone."""
+        path = f"/api/v1/workspaces/{workspace_id}/snapshots/{snapshot_id}"
+        await self._wait(await self._ask("DELETE", path))
+
+    async def _wait(self, operation: Any) -> Any:
         path = f"/api/v1/operations/{operation['id']}/wait?timeout={WAIT_SECONDS}"
         ended = await self._ask("GET", path)
         assert ended["status"] == "succeeded", ended
+        return ended
 
     async def _ask(self, method: str, path: str, body: Any = None) -> Any:
         async with self._session.request(method, path, json=body) as response:

@@ -119,6 +119,7 @@ def test_its_digest_is_blake2b(archiver: Path, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir(mode=0o755)
     os.utime(tree, ns=(0, 1_000_000_002))
+
     def number(value: int) -> bytes:
         return value.to_bytes(8, "little")
 

@@ -257,9 +257,7 @@ async def test_other_files_of_a_workspace_are_beside_the_first_ones(provider: Pr
     await provider.snapshots.take(snapshot, old)
     await run(provider, old, "touch later")
     await provider.snapshots.unpack(snapshot, first.workspace_id, "op-files")
-    new = await provider.create(
-        spec(workspace_id=first.workspace_id, files="op-files", snapshot_id=snapshot)
-    )
+    new = await provider.create(spec(workspace_id=first.workspace_id, files="op-files", snapshot_id=snapshot))
     await provider.start(new, {})
     assert (await run(provider, new, "ls"))[1].split() == ["kept"]
     assert (await run(provider, old, "ls"))[1].split() == ["kept", "later"]
