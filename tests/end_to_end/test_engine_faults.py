@@ -11,6 +11,7 @@ from tests.providers.test_provider import spec as machine_spec
 from tests.support.api import Api
 from tests.support.engine import PrivateEngine, private_engine
 from tests.support.process import Process
+from tests.support.snapshots import run_as_root, take
 from vmd.providers.base import ProviderUnavailable
 from vmd.providers.docker import DockerProvider, links
 
@@ -86,3 +87,24 @@ async def test_a_hung_engine_keeps_nobody_waiting_for_a_supervisor(
     assert list(await again.list()) == []
     await again.close()
     await docker.close()
+
+
+async def test_a_full_disk_fails_a_snapshot_and_leaves_the_workspace_as_it_was(tmp_path: Path) -> None:
+    async with private_engine(disk_mb=600) as engine:
+        process = Process(tmp_path / "data", {"VMD_PROVIDERS__DOCKER__URL": engine.url})
+        async with await process.start() as api:
+            workspace = await api.make()
+            fill = "head -c 130M /dev/urandom >/workspace/big; head -c 110M /dev/urandom >/var/tmp/big"
+            await run_as_root(api, workspace["id"], "sh", "-c", fill)
+            begun = await api.post(f"/workspaces/{workspace['id']}/snapshots", {})
+            operation = await api.wait(begun.json)
+            assert operation["status"] == "failed"
+            assert "no space left" in operation["error"]["detail"].lower()
+            assert (await api.workspace(workspace["id"]))["status"] == "running"
+            size = await run_as_root(api, workspace["id"], "stat", "-c", "%s", "/workspace/big")
+            assert size == str(130 * 2**20)
+            assert engine.docker("images", "-q", "--filter", "label=vmd.snapshot").stdout == ""
+            assert engine.docker("volume", "ls", "-q", "--filter", "label=vmd.snapshot").stdout == ""
+            await run_as_root(api, workspace["id"], "rm", "/workspace/big", "/var/tmp/big")
+            await take(api, workspace["id"])
+        process.terminate()

@@ -100,9 +100,13 @@ class PrivateEngine:
 
 
 @asynccontextmanager
-async def private_engine() -> AsyncIterator[PrivateEngine]:
-    """Yield a running engine that has the base image."""
+async def private_engine(disk_mb: int | None = None) -> AsyncIterator[PrivateEngine]:
+    """Yield a running engine that has the base image, on a disk of this size."""
     directory = Path(mkdtemp(prefix="vmd-"))  # not pytest's, whose names are too long for its sockets
+    if disk_mb is not None:
+        (directory / "data").mkdir()
+        options = ["-t", "tmpfs", "-o", f"size={disk_mb}m", "tmpfs", str(directory / "data")]
+        subprocess.run(["mount", *options], check=True)
     engine = PrivateEngine(directory)
     try:
         await engine.start()
@@ -112,4 +116,6 @@ async def private_engine() -> AsyncIterator[PrivateEngine]:
         finally:
             await engine.end()
     finally:
+        if disk_mb is not None:
+            subprocess.run(["umount", "--lazy", directory / "data"], check=True)
         shutil.rmtree(directory, ignore_errors=True)
