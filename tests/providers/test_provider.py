@@ -25,6 +25,8 @@ async def provider(request: pytest.FixtureRequest) -> AsyncIterator[Provider]:
     yield made
     for holding in await made.holdings():
         await made.destroy(holding.workspace_id)
+    for image in await made.built_images():
+        await made.remove_image(image)
     await made.close()
 
 
@@ -170,6 +172,69 @@ async def test_images_are_known_or_not(provider: Provider) -> None:
         await provider.pull("vmd-none:1", output)
 
 
+class Said:
+    """What a build printed, by stream."""
+
+    def __init__(self) -> None:
+        self.text = {"stdout": "", "stderr": ""}
+        self._news = asyncio.Event()
+
+    async def __call__(self, stream: str, data: bytes) -> None:
+        self.text[stream] += data.decode()
+        self._news.set()
+
+    async def until(self, text: str) -> None:
+        async with asyncio.timeout(60):
+            while text not in self.text["stdout"]:
+                self._news.clear()
+                await self._news.wait()
+
+
+async def test_an_image_is_built_from_a_recipe_and_removed(provider: Provider) -> None:
+    image, said = f"vmd-test-built:{token_hex(6)}", Said()
+    await provider.build(image, f"FROM {IMAGE}\nRUN echo hello\nENV GREETING=hi\n", said)
+    steps = [line for line in said.text["stdout"].splitlines() if line.startswith("Step ")]
+    assert steps[0].endswith(f" : FROM {IMAGE}")
+    assert steps[-1].endswith(" : ENV GREETING=hi")
+    assert "hello\n" in said.text["stdout"]
+    assert await provider.has_image(image)
+    assert await provider.built_images() == [image]
+    assert list(await provider.holdings()) == []
+    wanted = spec(image=image)
+    ref = await provider.create(wanted)
+    assert {holding.kind for holding in await provider.holdings()}.isdisjoint({"image"})
+    with pytest.raises(ProviderError):
+        await provider.remove_image(image)
+    await provider.discard(ref)
+    await provider.destroy(wanted.workspace_id)
+    assert await provider.has_image(image)
+    await provider.remove_image(image)
+    await provider.remove_image(image)
+    assert not await provider.has_image(image)
+    assert list(await provider.built_images()) == []
+
+
+async def test_a_build_that_fails_names_its_step_and_leaves_nothing(provider: Provider) -> None:
+    image = f"vmd-test-built:{token_hex(6)}"
+    recipe = f"FROM {IMAGE}\nRUN echo made\nRUN exit 3\nRUN echo never\n"
+    with pytest.raises(ProviderError, match=r"at step \d of \d, `RUN exit 3`: .* non-zero code: 3\."):
+        await provider.build(image, recipe, Said())
+    assert not await provider.has_image(image)
+    assert list(await provider.built_images()) == []
+
+
+async def test_a_build_whose_caller_leaves_leaves_nothing(provider: Provider) -> None:
+    image, said = f"vmd-test-built:{token_hex(6)}", Said()
+    recipe = f"FROM {IMAGE}\nRUN echo made\nRUN sleep 300\n"
+    building = asyncio.create_task(provider.build(image, recipe, said))
+    await said.until("RUN sleep 300")
+    building.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await building
+    assert not await provider.has_image(image)
+    assert list(await provider.built_images()) == []
+
+
 async def test_capacity_is_told(provider: Provider) -> None:
     capacity = await provider.capacity()
     assert capacity.cpus >= 1
@@ -201,6 +266,9 @@ async def test_a_provider_out_of_reach_says_so(provider: Provider) -> None:
     for attempt in (
         away.capacity(),
         away.has_image(IMAGE),
+        away.build("vmd-test-built:1", f"FROM {IMAGE}", Said()),
+        away.built_images(),
+        away.remove_image("vmd-test-built:1"),
         away.create(spec()),
         away.start("x", {}),
         away.stop("x", 0),

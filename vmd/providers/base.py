@@ -4,7 +4,15 @@ A machine is where a workspace runs: a container, or a place on a host. Its file
 Every call may be repeated: making what is there adopts it, destroying what is not there succeeds.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
+    Sequence,
+)
 from enum import StrEnum
 from typing import Protocol
 
@@ -161,6 +169,22 @@ class Provider(Protocol):
 
     async def pull(self, image: str, output: Output) -> None:
         """Fetch an image, telling how it goes."""
+
+    async def build(
+        self, image: str, recipe: str, output: Output, context: AsyncIterable[bytes] | None = None
+    ) -> None:
+        """Build an image from a recipe, the text of a Dockerfile, which may copy from a tar archive.
+
+        Each step is told by a line `Step I/N : INSTRUCTION` before what it prints. Raises ProviderError with
+        the step that failed and the end of what it printed. Nothing but a whole image is left, whether the
+        build fails or its caller leaves; there is no limit of time.
+        """
+
+    async def built_images(self) -> Sequence[str]:
+        """Return what this daemon built and no workspace owns: names, or ids of what lost its name."""
+
+    async def remove_image(self, image: str) -> None:
+        """Remove an image; "not there" is success, one that is in use is a ProviderError."""
 
     async def create(self, spec: MachineSpec) -> str:
         """Make the machine, and its files and network if there are none yet; return its ref."""

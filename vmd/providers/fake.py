@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
 
 from attrs import evolve, field, frozen, mutable
 
@@ -38,6 +38,7 @@ from vmd.providers.supervisor.local import LocalSupervisor
 from vmd.providers.supervisor.local import Output as ProcessOutput
 
 _MIB = 1024 * 1024
+_BUILD_COMMANDS = frozenset({"echo", "exit", "sleep"})
 
 
 @frozen(kw_only=True)
@@ -60,6 +61,7 @@ class FakeHost:
     snapshots: dict[str, FakeSnapshot] = field(factory=dict)
     frozen: set[str] = field(factory=set)  # refs of the machines that stand still
     images: set[str] = field(factory=lambda: {"vmd-base:bookworm"})
+    builds: dict[str, tuple[str, bytes]] = field(factory=dict)  # by image: its recipe, and its context
     repos: dict[str, str] = field(factory=dict)  # url -> commit, of those that can be cloned
     faults: dict[str, list[Fault]] = field(factory=dict)  # by method, consumed in order
     calls: Counter[str] = field(factory=Counter)
@@ -163,6 +165,41 @@ class FakeProvider:
         await self._pass("pull")
         await output("stderr", f"pull access denied for {image}\n".encode())
         raise ProviderError(f"The image {image} is not there and cannot be pulled: no such image.")
+
+    async def build(
+        self, image: str, recipe: str, output: Output, context: AsyncIterable[bytes] | None = None
+    ) -> None:
+        """Add an image to the host's; of the recipe's steps some commands are really run."""
+        fault = await self._pass("build")
+        packed = b"" if context is None else b"".join([data async for data in context])
+        lines = recipe.replace("\\\n", " ").splitlines()
+        steps = [" ".join(line.split()) for line in lines if line.strip() and not line.startswith("#")]
+        for number, step in enumerate(steps, 1):
+            await output("stdout", f"Step {number}/{len(steps)} : {step}\n".encode())
+            line = step.removeprefix("RUN ")
+            code = await _run_line(line, {}, {}, output) if line.split()[0] in _BUILD_COMMANDS else 0
+            if code != 0:
+                raise ProviderError(
+                    f"Building the image {image} failed at step {number} of {len(steps)}, `{step}`: "
+                    f"The command returned a non-zero code: {code}."
+                )
+        self.host.builds[image] = (recipe, packed)
+        self.host.images.add(image)
+        self._strike(fault)
+
+    async def built_images(self) -> Sequence[str]:
+        """Return the images that were built and are there."""
+        await self._pass("built_images")
+        return sorted(self.host.builds.keys() & self.host.images)
+
+    async def remove_image(self, image: str) -> None:
+        """Take an image away."""
+        fault = await self._pass("remove_image")
+        if image in {self.host.specs[ref].image for ref in self.host.machines}:
+            raise ProviderError(f"The image {image} is used by a machine.")
+        self.host.images.discard(image)
+        self.host.builds.pop(image, None)
+        self._strike(fault)
 
     async def create(self, spec: MachineSpec) -> str:
         """Add a machine, or find the one this operation added before."""

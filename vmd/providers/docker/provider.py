@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Coroutine, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -30,6 +30,7 @@ from vmd.providers.docker.body import (
     secrets_file,
     with_secrets,
 )
+from vmd.providers.docker.builds import Builds
 from vmd.providers.docker.engine import ANSWER_SECONDS, CONFLICT, Engine, half_close, require_ours
 from vmd.providers.docker.execs import ExecSpawner
 from vmd.providers.docker.kept import KeptOutput
@@ -70,6 +71,7 @@ class DockerProvider:
         self._kept = KeptOutput(self._engine)
         self._plain: dict[str, LocalSupervisor] = {}  # of machines that run no supervisor, by ref
         self.snapshots = DockerSnapshots(self._engine, instance, self._stillness)
+        self._builds = Builds(self._engine, instance)
         self._networks = Networks(self._engine, instance, SubnetPool(subnet_pool))
 
     # What the host has.
@@ -103,6 +105,20 @@ class DockerProvider:
                 f"The image {image} is not there and cannot be pulled: {_message(error)}. "
                 "Build or import it at the engine, or name another one in the template."
             ) from None
+
+    async def build(
+        self, image: str, recipe: str, output: Output, context: AsyncIterable[bytes] | None = None
+    ) -> None:
+        """Have the engine build an image."""
+        await self._builds.build(image, recipe, output, context)
+
+    async def built_images(self) -> Sequence[str]:
+        """Return the images that bear our label and no workspace's."""
+        return await self._builds.list()
+
+    async def remove_image(self, image: str) -> None:
+        """Remove an image from the engine, unless something is made from it."""
+        await self._engine.remove(f"images/{image}")
 
     # The life of a machine.
 
@@ -340,7 +356,8 @@ class DockerProvider:
         filters = {
             "type": ["container"],
             "event": ["die", "oom", "start", "destroy"],
-            "label": [f"{LABEL_INSTANCE}={self._instance}"],
+            # Containers of builds have the first label alone.
+            "label": [f"{LABEL_INSTANCE}={self._instance}", LABEL_WORKSPACE],
         }
         async for event in self._engine.events(filters):
             if event is None:
