@@ -46,6 +46,7 @@ class Phase(StrEnum):
     QUEUED = "queued"
     WAIT = "wait"  # for a provider that cannot be reached
     PULL = "pull"
+    BUILD = "build"  # the image
     CREATE = "create"
     START = "start"
     CLONE = "clone"

@@ -17,6 +17,7 @@ from vmd.operations.queue import Settle, Work
 from vmd.operations.report import Report
 from vmd.orchestrator import outcomes
 from vmd.orchestrator.changes import leave
+from vmd.orchestrator.images import ensure_image
 from vmd.orchestrator.machine_steps import STOP_TIMEOUT_SECONDS, secrets_of, spec_of, switched_off
 from vmd.orchestrator.machines import Machines
 from vmd.orchestrator.provisioning import clone, provision
@@ -102,9 +103,7 @@ class Lifecycle:
 
     async def _make(self, job: Job, report: Report, provider: Provider, workspace: Workspace) -> Machine:
         """Make a machine, run it, and set it up; go on after the steps that an earlier try recorded."""
-        if not await provider.has_image(workspace.image):
-            await report.phase(Phase.PULL, f"Fetching the image {workspace.image}.")
-            await provider.pull(workspace.image, report.output)
+        await ensure_image(provider, workspace.image, workspace.recipe, report)
         await report.phase(Phase.CREATE, "Making the machine.")
         ref = await provider.create(spec_of(workspace, job))
         await report.phase(Phase.START, "Starting the machine.", ref=ref)
