@@ -22,6 +22,7 @@ from vmd.operations.queue import OperationQueue
 from vmd.orchestrator.accounts import Accounts, add_first_admin
 from vmd.orchestrator.activity import Signs
 from vmd.orchestrator.commands import Commands
+from vmd.orchestrator.detection import Detection
 from vmd.orchestrator.doctor import Doctor
 from vmd.orchestrator.happenings import Happenings
 from vmd.orchestrator.lifecycle import Lifecycle
@@ -104,14 +105,6 @@ class Daemon:
         if default not in providers:
             default = next(iter(providers), default)
         machines = Machines(self._database, providers, default)
-        deadlines = settings.operations.deadlines
-        works = {
-            **Lifecycle(self._database, machines, deadlines).works(),
-            **SnapshotWorks(self._database, machines).works(
-                take_seconds=deadlines.snapshot, delete_seconds=deadlines.snapshot_delete
-            ),
-        }
-        self._queue = OperationQueue(self._database, works, concurrency=settings.operations.concurrency)
         quotas = Quotas(self._database, settings.quota)
         catalogue = load_catalogue(
             self._data_dir / "templates",
@@ -120,6 +113,15 @@ class Daemon:
         )
         for template, why in catalogue.broken.items():
             log.warning("a template is broken", template=template, why=why)
+        detection = Detection(self._database, machines, quotas, catalogue)
+        deadlines = settings.operations.deadlines
+        works = {
+            **Lifecycle(self._database, machines, detection, deadlines).works(),
+            **SnapshotWorks(self._database, machines).works(
+                take_seconds=deadlines.snapshot, delete_seconds=deadlines.snapshot_delete
+            ),
+        }
+        self._queue = OperationQueue(self._database, works, concurrency=settings.operations.concurrency)
         signs = Signs(self._database, machines, settings.janitor.busy_cpu_percent)
         self._supervisors = supervisors = Supervisors(self._database, machines)
         outputs = Outputs(self._database, machines, supervisors)

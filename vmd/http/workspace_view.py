@@ -63,6 +63,7 @@ class PlannedWorkspace(WorkspaceView):
     """A workspace as it would be, and its owner's quota without it."""
 
     quota: Quota
+    is_detecting: bool  # its template is found once the repository is cloned
 
 
 @frozen(kw_only=True)

@@ -142,7 +142,8 @@ class WorkspaceHandlers:
         once = await read_once(request)
         if query.dry_run:
             plan = await self._workspaces.plan(request[ACTOR], wanted)
-            return respond(view(plan.workspace) | {"quota": plan.quota})
+            more = {"quota": plan.quota, "is_detecting": plan.workspace.is_detecting}
+            return respond(view(plan.workspace) | more)
         return accepted(await self._workspaces.create(request[ACTOR], wanted, once))
 
     @docs(tags=_TAGS, summary="List workspaces")

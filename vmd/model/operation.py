@@ -50,6 +50,7 @@ class Phase(StrEnum):
     CREATE = "create"
     START = "start"
     CLONE = "clone"
+    DETECT = "detect"  # which preset a repository wants
     PROVISION = "provision"
     RUN = "run"  # a command
     STOP = "stop"

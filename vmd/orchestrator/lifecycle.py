@@ -17,6 +17,7 @@ from vmd.operations.queue import Settle, Work
 from vmd.operations.report import Report
 from vmd.orchestrator import outcomes
 from vmd.orchestrator.changes import leave
+from vmd.orchestrator.detection import Detection, provisioning_user
 from vmd.orchestrator.images import ensure_image
 from vmd.orchestrator.machine_steps import STOP_TIMEOUT_SECONDS, secrets_of, spec_of, switched_off
 from vmd.orchestrator.machines import Machines
@@ -54,9 +55,12 @@ _Step = Callable[[Job, Report, Workspace], Awaitable[Settle]]
 class Lifecycle:
     """The works, by type of operation."""
 
-    def __init__(self, database: Database, machines: Machines, deadlines: Deadlines) -> None:
+    def __init__(
+        self, database: Database, machines: Machines, detection: Detection, deadlines: Deadlines
+    ) -> None:
         self._database = database
         self._machines = machines
+        self._detection = detection
         self._deadlines = deadlines
         self._restoring = Restoring(database, machines)
 
@@ -103,6 +107,17 @@ class Lifecycle:
 
     async def _make(self, job: Job, report: Report, provider: Provider, workspace: Workspace) -> Machine:
         """Make a machine, run it, and set it up; go on after the steps that an earlier try recorded."""
+        job, workspace, machine = await self._detection.prepare(
+            job, report, provider, workspace, self._run_up
+        )
+        if machine is None:
+            machine = await self._run_up(job, report, provider, workspace)
+        user = await provisioning_user(provider, machine, workspace, report)
+        await provision(provider, machine, workspace.provisioning, job, report, user)
+        return machine
+
+    async def _run_up(self, job: Job, report: Report, provider: Provider, workspace: Workspace) -> Machine:
+        """Make a machine, run it, and have the repository's files in it."""
         await ensure_image(provider, workspace.image, workspace.recipe, report)
         await report.phase(Phase.CREATE, "Making the machine.")
         ref = await provider.create(spec_of(workspace, job))
@@ -115,7 +130,6 @@ class Lifecycle:
         if workspace.repo is not None and not (workspace.is_cloned or job.checkpoint.get("is_cloned")):
             commit = await clone(provider, machine, workspace.repo, job, report)
             await report.checkpoint(is_cloned=True, commit=commit)
-        await provision(provider, machine, workspace.provisioning, job, report)
         return machine
 
     async def _recover_create(self, job: Job, report: Report, workspace: Workspace) -> Settle:

@@ -18,7 +18,7 @@ def spec_of(workspace: Workspace, job: Job) -> MachineSpec:
     """Return what the machine that this job makes is made from."""
     return MachineSpec(
         workspace_id=workspace.id,
-        operation_id=job.id,
+        operation_id=job.checkpoint.get("machine", job.id),
         hostname=workspace.name,
         node=workspace.node,
         image=workspace.image,

@@ -76,7 +76,8 @@ def running(machine: Machine) -> Settle:
             last_activity_at=tx.now,
             last_error=None,
         )
-        return {"changed": True}
+        detected = job.checkpoint.get("detected")
+        return {"changed": True} if detected is None else {"changed": True, "detected": detected}
 
     return settle
 

@@ -2,14 +2,14 @@
 
 from datetime import timedelta
 
-from attrs import frozen
+from attrs import fields, frozen
 from msgspec import UNSET
 
 from vmd.model.account import Actor, Scope
 from vmd.model.errors import ErrorCode, Refused, invalid_value
 from vmd.model.names import made_up_name
 from vmd.model.template import Template
-from vmd.model.workspace import NewWorkspace, Resources, Status, Workspace
+from vmd.model.workspace import NewResources, NewWorkspace, Resources, Status, Workspace
 from vmd.orchestrator.machines import Machines
 from vmd.orchestrator.permissions import require_scope, require_unconfined
 from vmd.orchestrator.quota import Quotas
@@ -115,7 +115,15 @@ class Planner:
             provider_ref=None,
             address=None,
             is_cloned=False,
+            is_detecting=wanted.repo is not None and wanted.template is None,
         )
+
+
+def explicit_fields(wanted: NewWorkspace) -> list[str]:
+    """Return the names of what a request says itself, among what a detected preset would set."""
+    resources = wanted.resources or NewResources()
+    said = [field.name for field in fields(NewResources) if getattr(resources, field.name) is not None]
+    return said if wanted.ports is None else ["ports", *said]
 
 
 def name_taken(name: str) -> Refused:

@@ -7,6 +7,7 @@ from vmd.model.operation import Job, Phase
 from vmd.model.workspace import Repo
 from vmd.operations.report import Report
 from vmd.providers.base import Execution, Machine, Provider
+from vmd.providers.process import MACHINE_USER
 
 TAIL_LINES = 5
 TAIL_CHARACTERS = 1000
@@ -58,7 +59,7 @@ cd ..
 rmdir .vmd-cloned
 git rev-parse --quiet --verify HEAD || true
 """
-_GIT_ENV = {
+GIT_ENV = {
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_ALLOW_PROTOCOL": "http:https:ssh",
     "GIT_SSH_COMMAND": "ssh -oBatchMode=yes -oStrictHostKeyChecking=accept-new -oConnectTimeout=20",
@@ -80,7 +81,7 @@ async def clone(provider: Provider, machine: Machine, repo: Repo, job: Job, repo
         "VMD_REPO_COMMIT": repo.commit or "",
     }
     answer = bytearray()
-    tail = _Tail()
+    tail = Tail()
 
     async def output(stream: str, data: bytes) -> None:
         if stream == "stdout":
@@ -89,7 +90,7 @@ async def clone(provider: Provider, machine: Machine, repo: Repo, job: Job, repo
             tail.add(data)
             await report.output(stream, data)
 
-    execution = Execution(argv=("/bin/sh", "-c", _CLONE_SCRIPT), env={**_GIT_ENV, **env})
+    execution = Execution(argv=("/bin/sh", "-c", _CLONE_SCRIPT), env={**GIT_ENV, **env})
     exit_code = await provider.execute(machine.ref, execution, output)
     if exit_code != 0:
         raise Refused(
@@ -101,9 +102,14 @@ async def clone(provider: Provider, machine: Machine, repo: Repo, job: Job, repo
 
 
 async def provision(
-    provider: Provider, machine: Machine, commands: tuple[str, ...], job: Job, report: Report
+    provider: Provider,
+    machine: Machine,
+    commands: tuple[str, ...],
+    job: Job,
+    report: Report,
+    user: str = MACHINE_USER,
 ) -> None:
-    """Run the commands in order, from the first that no earlier try finished.
+    """Run the commands in order as a user of the machine, from the first that no earlier try finished.
 
     Raises Refused naming the one that failed.
     """
@@ -113,13 +119,14 @@ async def provision(
             continue
         title = f"Provisioning {place + 1} of {len(commands)}: {_short(command)}"
         await report.phase(Phase.PROVISION, title, percent=100 * place // len(commands), provisioned=place)
-        tail = _Tail()
+        tail = Tail()
 
-        async def output(stream: str, data: bytes, tail: "_Tail" = tail) -> None:
+        async def output(stream: str, data: bytes, tail: "Tail" = tail) -> None:
             tail.add(data)
             await report.output(stream, data)
 
-        exit_code = await provider.execute(machine.ref, Execution(argv=("/bin/sh", "-c", command)), output)
+        execution = Execution(argv=("/bin/sh", "-c", command), user=user)
+        exit_code = await provider.execute(machine.ref, execution, output)
         if exit_code != 0:
             raise Refused(
                 ErrorCode.PROVIDER_ERROR,
@@ -129,16 +136,18 @@ async def provision(
             )
 
 
-class _Tail:
+class Tail:
     """The last lines of an output."""
 
     def __init__(self) -> None:
         self._chunks: deque[bytes] = deque(maxlen=64)
 
     def add(self, data: bytes) -> None:
+        """Take more of the output."""
         self._chunks.append(data[-TAIL_CHARACTERS:])
 
     def text(self) -> str:
+        """Return the last lines as one."""
         lines = b"".join(self._chunks).decode("utf-8", "replace").split("\n")
         shown = " / ".join(line.strip() for line in [line for line in lines if line.strip()][-TAIL_LINES:])
         return (shown or "nothing")[-TAIL_CHARACTERS:].rstrip(".") + "."

@@ -33,7 +33,7 @@ from vmd.orchestrator.changes import (
 from vmd.orchestrator.machines import Machines
 from vmd.orchestrator.outcomes import Keep
 from vmd.orchestrator.permissions import get_running, get_workspace, require_scope
-from vmd.orchestrator.planning import Planner, name_taken
+from vmd.orchestrator.planning import Planner, explicit_fields, name_taken
 from vmd.orchestrator.quota import Quota, Quotas
 from vmd.orchestrator.refusals import refused_by_provider
 from vmd.providers.base import ProviderError, ProviderUnavailable, Stats
@@ -93,7 +93,9 @@ class Workspaces:
                 name=workspace.name,
                 status=workspace.status,
             )
-            return begin(tx, actor, workspace, OperationType.CREATE, to=None)
+            return begin(
+                tx, actor, workspace, OperationType.CREATE, to=None, explicit=explicit_fields(wanted)
+            )
 
         operation = await self._database.write(
             lambda tx: answer_once(tx, actor.user_id, once, Operation, lambda: make(tx))

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mappin
 from attrs import evolve, field, frozen, mutable
 
 from vmd.model.shell import Persistence
+from vmd.providers import fake_git
 from vmd.providers.base import (
     Capacity,
     CpuStats,
@@ -63,6 +64,7 @@ class FakeHost:
     images: set[str] = field(factory=lambda: {"vmd-base:bookworm"})
     builds: dict[str, tuple[str, bytes]] = field(factory=dict)  # by image: its recipe, and its context
     repos: dict[str, str] = field(factory=dict)  # url -> commit, of those that can be cloned
+    trees: dict[str, dict[str, str]] = field(factory=dict)  # url -> files, of those that have more than one
     faults: dict[str, list[Fault]] = field(factory=dict)  # by method, consumed in order
     calls: Counter[str] = field(factory=Counter)
     supervisors: dict[str, LocalSupervisor] = field(factory=dict)  # by ref
@@ -258,6 +260,9 @@ class FakeProvider:
         if machine.power is not Power.RUNNING:
             raise ProviderError(f"The machine {ref} is not running.")
         files = self.host.files_of(machine)
+        if "VMD_LOOK" in execution.env:
+            arguments = execution.argv[4:]
+            return await fake_git.answer(execution.env["VMD_LOOK"], arguments, files, output)
         if "VMD_REPO_URL" in execution.env:
             return await self._clone(execution.env, files, output)
         env = {**self.host.specs[ref].env, **self.host.secrets[ref], **execution.env}
@@ -274,7 +279,7 @@ class FakeProvider:
             await output("stderr", f"fatal: Remote branch {branch} not found in upstream origin\n".encode())
             return 128
         files.clear()
-        files["README.md"] = "A repository\n"
+        files.update({**fake_git.README, **self.host.trees.get(url, {})})
         await output("stderr", b"Cloning into '/workspace'...\n")
         await output("stdout", f"{commit}\n".encode())
         return 0
@@ -393,7 +398,7 @@ async def _run_line(line: str, env: Mapping[str, str], files: dict[str, str], ou
         await asyncio.sleep(float(rest))
     elif word == "exit":
         return int(rest)
-    elif word != "true":
+    elif word not in ("true", "cd", "{"):  # as the steps begin that install dependencies
         await output("stderr", f"sh: 1: {word}: not found\n".encode())
         return 127
     return 0

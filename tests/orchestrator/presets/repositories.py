@@ -459,10 +459,10 @@ REPOSITORIES: dict[str, Repository] = {
             "$(id)/requirements.txt": "django",
             "$(id)/a.py": "",
         },
-        presets=("nextjs+django", "nextjs", "django"),
+        presets=("django+nextjs", "django", "nextjs"),
         steps=(
-            """cd -- 'a'"'"'; touch pwned; '"'"'' && {""",
             "cd -- '$(id)' && {",
+            """cd -- 'a'"'"'; touch pwned; '"'"'' && {""",
         ),
     ),
 }

@@ -82,7 +82,8 @@ def test_an_ecosystem_without_a_template_installs_debians_packages() -> None:
 def test_huge_files_are_not_read_and_said_to_be() -> None:
     (candidate,) = found({"package.json": " " * MAX_FILE_BYTES + NEXT, "a.js": ""})
     assert candidate.preset.id == "node-project"
-    assert "package.json is larger than 256 KiB; it is not looked at." in candidate.preset.notes
+    note = "package.json is not looked at: it is larger than 256 KiB, or cannot be read."
+    assert note in candidate.preset.notes
 
 
 def test_names_that_are_not_text_are_left_out_and_counted() -> None:

@@ -169,7 +169,7 @@ def _step(finding: Finding) -> str:
     directory, command = finding.project.directory, finding.command
     place = f"cd -- {shlex.quote(directory)} && " if directory else ""
     failed = f"Installing the dependencies of {directory or 'the repository'} failed; do it by hand."
-    return f"( {place}{{ {command}; }} ) || echo {shlex.quote(failed)} >&2"
+    return f"{place}{{ {command}; }} || echo {shlex.quote(failed)} >&2"
 
 
 def _part(finding: Finding) -> PresetPart:

@@ -173,7 +173,10 @@ def _notes(tree: Tree, documents: Documents, projects: Sequence[Project]) -> tup
     """Return what could not be looked at."""
     notes = [f"{path} {why}; it is not looked at." for path, why in sorted(documents.broken.items())]
     large = sorted(tree.unread)
-    notes += [f"{path} is larger than {MAX_FILE_BYTES // 1024} KiB; it is not looked at." for path in large]
+    notes += [
+        f"{path} is not looked at: it is larger than {MAX_FILE_BYTES // 1024} KiB, or cannot be read."
+        for path in large
+    ]
     notes = notes[:MAX_BROKEN]
     if tree.is_cut:
         notes.append(f"Only the first {MAX_PATHS} files of the repository are looked at.")
