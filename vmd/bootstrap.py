@@ -31,6 +31,7 @@ from vmd.orchestrator.machines import Machines
 from vmd.orchestrator.operations import Operations
 from vmd.orchestrator.outputs import Outputs
 from vmd.orchestrator.planning import Planner
+from vmd.orchestrator.probing import Probes
 from vmd.orchestrator.quota import Quotas
 from vmd.orchestrator.shells import Shells
 from vmd.orchestrator.snapshot_files import SnapshotFiles
@@ -129,11 +130,13 @@ class Daemon:
         self._shells = Shells(self._database, supervisors, outputs, settings.shell, signs.touch)
         self._lifetimes = Lifetimes(self._database, self._queue, signs, _retention(settings))
         snapshot_files = SnapshotFiles(self._database, self._queue, machines, quotas)
+        self._probes = Probes(self._database, machines, providers, catalogue)
         self._sweeps = (
             self._lifetimes.sweep,
             commands.ends.forget_old,
             self._shells.ends.end_detached,
             snapshot_files.sweep,
+            self._probes.sweep,
         )
         planner = Planner(machines, quotas, catalogue)
         self._machines = machines
@@ -141,6 +144,7 @@ class Daemon:
             workspaces=Workspaces(self._database, self._queue, machines, quotas, planner),
             snapshots=Snapshots(self._database, self._queue, planner, quotas),
             snapshot_files=snapshot_files,
+            probes=self._probes,
             operations=Operations(self._database, self._hub, self._queue, commands),
             commands=commands,
             shells=self._shells,
@@ -148,7 +152,7 @@ class Daemon:
             accounts=Accounts(self._database),
             quotas=quotas,
             happenings=Happenings(self._database, self._hub),
-            doctor=Doctor(self._database, providers, catalogue),
+            doctor=Doctor(self._database, providers, catalogue, is_probing=self._probes.is_live),
             tickets=Tickets(),
             provider_status=machines.status,
         )
@@ -194,6 +198,7 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._queue.stop()
+        await self._probes.close()
         await self._supervisors.close()
         for provider in self._providers.values():
             await provider.close()

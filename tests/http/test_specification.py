@@ -50,6 +50,14 @@ async def test_every_route_is_in_it(house: House) -> None:
 async def test_generated_requests_get_documented_answers(house: House, tmp_path: Path) -> None:
     """To every endpoint, with made-up ids: no fault, no status or answer that is not documented."""
     await house.ready()
+    # The repositories are made up, so that the host of each fails, which is not the daemon's fault.
+    (tmp_path / "schemathesis.toml").write_text(
+        """
+[[operations]]
+include-path = "/api/v1/templates/detect"
+checks.not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 502]
+"""
+    )
     await _schemathesis(house, tmp_path)
 
 

@@ -11,7 +11,7 @@ from vmd.providers.base import MachineSpec, ProviderError
 from vmd.providers.fake import Fault
 
 
-async def _examine(house: House, *, fix: bool = False) -> Any:
+async def examine(house: House, *, fix: bool = False) -> Any:
     connector = aiohttp.UnixConnector(str(house.data_dir / "control.sock"))
     async with Api("http://localhost", None, connector) as local:
         answer = await local.post(f"/control/doctor?fix={str(fix).lower()}")
@@ -32,9 +32,9 @@ async def test_orphans_are_found_and_on_demand_destroyed(tmp_path: Path) -> None
             resources=Resources(),
         )
         await house.fake.create(spec)
-        assert await _examine(house) == [("orphan", "ws-orphan00000", False)]
-        assert await _examine(house, fix=True) == [("orphan", "ws-orphan00000", True)]
-        assert await _examine(house) == []
+        assert await examine(house) == [("orphan", "ws-orphan00000", False)]
+        assert await examine(house, fix=True) == [("orphan", "ws-orphan00000", True)]
+        assert await examine(house) == []
         assert {machine.workspace_id for machine in house.fake.host.machines.values()} == {kept["id"]}
 
 
@@ -44,7 +44,7 @@ async def test_what_a_forced_delete_left_is_found(tmp_path: Path) -> None:
         workspace = await house.api.make()
         house.fake.order("destroy", *[Fault(error=ProviderError("busy"))] * 3)
         await house.api.done(await house.api.delete(f"/workspaces/{workspace['id']}?force=true"))
-        assert await _examine(house, fix=True) == [("orphan", workspace["id"], True)]
+        assert await examine(house, fix=True) == [("orphan", workspace["id"], True)]
         assert house.fake.host.machines == {}
 
 
@@ -53,9 +53,9 @@ async def test_a_missing_machine_and_an_unreachable_provider_are_named(tmp_path:
         await house.ready()
         workspace = await house.api.make()
         house.fake.host.machines.clear()
-        assert await _examine(house) == [("missing", workspace["id"], False)]
+        assert await examine(house) == [("missing", workspace["id"], False)]
         house.fake.host.is_reachable = False
-        assert await _examine(house) == [("unreachable", "fake", False)]
+        assert await examine(house) == [("unreachable", "fake", False)]
 
 
 async def test_what_is_left_of_snapshots_is_found_and_what_is_missing(tmp_path: Path) -> None:
@@ -64,8 +64,8 @@ async def test_what_is_left_of_snapshots_is_found_and_what_is_missing(tmp_path: 
         snapshot = await take(house.api, (await house.api.make())["id"])
         held = house.fake.host.snapshots
         held["snap-000000000000"] = held[snapshot["id"]]
-        assert await _examine(house) == [("orphan", "snap-000000000000", False)]
-        assert await _examine(house, fix=True) == [("orphan", "snap-000000000000", True)]
+        assert await examine(house) == [("orphan", "snap-000000000000", False)]
+        assert await examine(house, fix=True) == [("orphan", "snap-000000000000", True)]
         assert set(held) == {snapshot["id"]}
         held.clear()
-        assert await _examine(house) == [("missing", snapshot["id"], False)]
+        assert await examine(house) == [("missing", snapshot["id"], False)]

@@ -10,6 +10,7 @@ from attrs import evolve, frozen
 from vmd.http.accounts import AccountHandlers
 from vmd.http.commands import CommandHandlers
 from vmd.http.control import ControlHandlers
+from vmd.http.detection import DetectionHandlers
 from vmd.http.events import EventHandlers
 from vmd.http.middleware import PUBLIC_PATHS, Gate, make_middleware, mark_response
 from vmd.http.openapi import specification
@@ -26,6 +27,7 @@ from vmd.orchestrator.doctor import Doctor
 from vmd.orchestrator.happenings import Happenings
 from vmd.orchestrator.lifetime import Lifetimes
 from vmd.orchestrator.operations import Operations
+from vmd.orchestrator.probing import Probes
 from vmd.orchestrator.quota import Quotas
 from vmd.orchestrator.shells import Shells
 from vmd.orchestrator.snapshot_files import SnapshotFiles
@@ -44,6 +46,7 @@ class UseCases:
     workspaces: Workspaces
     snapshots: Snapshots
     snapshot_files: SnapshotFiles
+    probes: Probes
     operations: Operations
     commands: Commands
     shells: Shells
@@ -85,6 +88,7 @@ def make_specification() -> dict[str, Any]:
         workspaces=nothing,
         snapshots=nothing,
         snapshot_files=nothing,
+        probes=nothing,
         operations=nothing,
         commands=nothing,
         shells=nothing,
@@ -111,6 +115,7 @@ def _routes(
     below_base = [
         *WorkspaceHandlers(use_cases.workspaces, use_cases.lifetimes).routes(),
         *SnapshotHandlers(use_cases.snapshots, use_cases.snapshot_files, streams).routes(),
+        *DetectionHandlers(use_cases.probes).routes(),
         *OperationHandlers(use_cases.operations, streams, is_closing).routes(),
         *CommandHandlers(use_cases.commands, streams).routes(),
         *shells.routes(),

@@ -3,6 +3,22 @@
 from attrs import field, frozen
 
 from vmd.model.template import Template, TemplateKind
+from vmd.model.workspace import BranchName, RepoUrl
+
+
+@frozen(kw_only=True)
+class LookedAt:
+    """The repository, and the branch of it, that is looked at."""
+
+    url: RepoUrl
+    branch: BranchName | None = None
+
+
+@frozen(kw_only=True)
+class DetectRequest:
+    """Which repository presets are wanted for."""
+
+    repo: LookedAt
 
 
 @frozen(kw_only=True)
@@ -42,3 +58,10 @@ class Preset(Template):
     evidence: tuple[Evidence, ...] = ()
     versions: tuple[DeclaredVersion, ...] = ()
     notes: tuple[str, ...] = field(default=())  # what its user should know, and what is not honoured
+
+
+@frozen(kw_only=True)
+class Detected:
+    """The presets that fit, best first; none where nothing that is known was found."""
+
+    items: tuple[Preset, ...]

@@ -136,24 +136,25 @@ _ACTIONS: Mapping[Status, tuple[Action, ...]] = {
 }
 
 
+RepoUrl = Annotated[
+    str,
+    Meta(
+        pattern=REPO_URL_PATTERN,
+        max_length=2000,
+        description="an http(s) or ssh URL or scp's host:path, without a password",
+    ),
+]
+BranchName = Annotated[
+    str, Meta(pattern=BRANCH_PATTERN, max_length=255, description="the name of a git branch or tag")
+]
+
+
 @frozen(kw_only=True)
 class Repo:
     """The git repository that a workspace starts from."""
 
-    url: Annotated[
-        str,
-        Meta(
-            pattern=REPO_URL_PATTERN,
-            max_length=2000,
-            description="an http(s) or ssh URL or scp's host:path, without a password",
-        ),
-    ]
-    branch: (
-        Annotated[
-            str, Meta(pattern=BRANCH_PATTERN, max_length=255, description="the name of a git branch or tag")
-        ]
-        | None
-    ) = None
+    url: RepoUrl
+    branch: BranchName | None = None
     commit: (
         Annotated[
             str, Meta(pattern=r"^[0-9a-f]{7,64}$", description="a commit id, 7 to 64 hexadecimal digits")

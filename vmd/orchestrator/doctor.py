@@ -1,6 +1,6 @@
 """Compares the books with what the providers hold."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 
 from attrs import frozen
@@ -38,8 +38,17 @@ class Finding:
 class Doctor:
     """Finds, and on demand destroys, what was leaked."""
 
-    def __init__(self, database: Database, providers: Mapping[str, Provider], catalogue: Catalogue) -> None:
+    def __init__(
+        self,
+        database: Database,
+        providers: Mapping[str, Provider],
+        catalogue: Catalogue,
+        *,
+        is_probing: Callable[[str], bool] = lambda workspace_id: False,
+    ) -> None:
+        """Prepare; `is_probing` says of what is held whether it looks into a repository just now."""
         self._database = database
+        self._is_probing = is_probing
         self._providers = providers
         self._catalogue = catalogue
 
@@ -68,7 +77,7 @@ class Doctor:
         findings = []
         orphans: dict[str, list[str]] = {}
         for holding in holdings:
-            if holding.workspace_id not in known:
+            if holding.workspace_id not in known and not self._is_probing(holding.workspace_id):
                 orphans.setdefault(holding.workspace_id, []).append(f"{holding.kind} {holding.name}")
         for workspace_id, held in sorted(orphans.items()):
             if fix:
