@@ -3,7 +3,7 @@
 import asyncio
 import os
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -37,6 +37,20 @@ def make_repository(root: Path, name: str = "hello") -> str:
     run_git(source, "commit", "-q", "-a", "-m", "two")
     run_git(root, "clone", "-q", "--bare", str(source), f"{name}.git")
     return run_git(source, "rev-parse", "main")
+
+
+def make_repository_of(root: Path, name: str, files: Mapping[str, str], *, is_partial: bool = True) -> None:
+    """Make root/NAME.git with these files on main; whether clones may leave out contents is said."""
+    source = root / f"{name}-source"
+    for path, text in files.items():
+        place = source / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+    run_git(source, "init", "-q", "-b", "main")
+    run_git(source, "add", "--force", ".")
+    run_git(source, "commit", "-q", "-m", "all")
+    run_git(root, "clone", "-q", "--bare", str(source), f"{name}.git")
+    run_git(root / f"{name}.git", "config", "uploadpack.allowFilter", str(is_partial).lower())
 
 
 @asynccontextmanager
