@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import commands, creating, fanout, idle, reading, snapshots, terminals
+from tests.benchmarks import commands, creating, detecting, fanout, idle, reading, snapshots, terminals
 from tests.benchmarks.table import Row, text
 
 SUBJECTS = {
@@ -17,6 +17,7 @@ SUBJECTS = {
     "commands": commands.measure,
     "terminals": terminals.measure,
     "snapshots": snapshots.measure,
+    "detecting": detecting.measure,
 }
 
 
