@@ -22,7 +22,7 @@ async def process(tmp_path: Path) -> AsyncIterator[Process]:
         yield made
 
 
-@pytest.mark.parametrize("phase", ["create", "start", "clone", "provision"])
+@pytest.mark.parametrize("phase", ["create", "start", "clone", "detect", "provision"])
 async def test_a_create_goes_on_after_a_kill_in_any_phase(
     process: Process, tmp_path: Path, gateway_address: str, phase: str
 ) -> None:
@@ -111,7 +111,7 @@ async def test_the_books_see_what_happened_while_it_was_down(process: Process) -
 
 async def _seen(api: Api, operation_id: str, phase: str) -> None:
     """Return once the operation is in this phase, or already past it."""
-    order = ["queued", "create", "start", "clone", "provision", "done"]
+    order = ["queued", "create", "start", "clone", "detect", "provision", "done"]
     async with asyncio.timeout(20):
         while True:
             now = (await api.get(f"/operations/{operation_id}")).json["progress"]["phase"]

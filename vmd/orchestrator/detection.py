@@ -6,8 +6,8 @@ machine, the first one is then replaced; the files stay. A try that is cut off g
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from attrs import evolve, frozen
@@ -121,7 +121,7 @@ class Detection:
     ) -> Job:
         """Build a workspace's image from its files as they are now; return the job with that step."""
         context = str(workspace.parameters[CONTEXT_PARAMETER])
-        await _build(report, provider, machine, workspace.image, workspace.recipe or "", context)
+        await _ensure(report, provider, machine, workspace.image, workspace.recipe, context)
         replaced = _replacing(job, machine)
         await report.checkpoint(**replaced)
         return evolve(job, checkpoint={**job.checkpoint, **replaced})
@@ -160,10 +160,7 @@ class Detection:
         preset = best.preset
         is_asked_for = preset.id.startswith(DEVCONTAINER)
         try:
-            if best.context is None:
-                await ensure_image(provider, preset.image, preset.recipe, report)
-            elif not await provider.has_image(preset.image):
-                await _build(report, provider, machine, preset.image, preset.recipe or "", best.context)
+            await _ensure(report, provider, machine, preset.image, preset.recipe, best.context)
         except (ProviderError, Refused) as error:
             if is_asked_for:
                 raise Refused(
@@ -286,12 +283,22 @@ async def provisioning_user(
     return MACHINE_USER
 
 
-async def _build(
-    report: Report, provider: Provider, machine: Machine, image: str, recipe: str, directory: str
+async def _ensure(
+    report: Report, provider: Provider, machine: Machine, image: str, recipe: str | None, context: str | None
 ) -> None:
-    await report.phase(Phase.DETECT, f"Building the image from {directory or 'the repository'}.")
-    async with aclosing(pack(provider, machine.ref, directory)) as packed:
-        await provider.build(image, recipe, report.output, packed)
+    """Make sure that an image is there, built with a directory of the machine's where one is given."""
+    packed: list[AsyncGenerator[bytes, None]] = []
+
+    def open_context() -> AsyncGenerator[bytes, None]:
+        packed.append(pack(provider, machine.ref, context or ""))
+        return packed[-1]
+
+    try:
+        await ensure_image(provider, image, recipe, report, None if context is None else open_context)
+    finally:
+        for one in packed:
+            with suppress(RuntimeError):  # whoever still reads it was cancelled, which ends it as well
+                await one.aclose()
 
 
 def _replacing(job: Job, machine: Machine) -> dict[str, str]:

@@ -52,8 +52,13 @@ def test_a_target_ends_the_recipe() -> None:
 
 
 def test_what_is_dropped_is_noted() -> None:
-    _, notes = make_recipe("FROM --platform=linux/amd64 debian", {}, None, ALLOWED)
-    assert notes == ("--platform=linux/amd64 of FROM is not honoured.",)
+    text = "FROM --platform=linux/amd64 debian\nlabel $A=1 vmd.workspace=ws-2\nONBUILD LABEL vmd.instance=x"
+    recipe, notes = make_recipe(text, {}, None, ALLOWED)
+    assert recipe == "FROM debian:latest\n"
+    assert notes == (
+        "--platform=linux/amd64 of FROM is not honoured.",
+        "LABEL is not honoured: labels say whose an image is.",
+    )
 
 
 @pytest.mark.parametrize(

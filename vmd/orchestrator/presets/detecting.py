@@ -20,7 +20,7 @@ from vmd.orchestrator.presets.devcontainer.variables import Variables
 from vmd.orchestrator.presets.documents import Documents
 from vmd.orchestrator.presets.findings import examine, rank
 from vmd.orchestrator.presets.members import fold_members
-from vmd.orchestrator.presets.projects import Project, find_projects, wanted_paths
+from vmd.orchestrator.presets.projects import find_projects, wanted_paths
 from vmd.orchestrator.presets.rules import Rules
 from vmd.orchestrator.presets.tree import MAX_FILE_BYTES, MAX_FILES, MAX_PATHS, Tree
 
@@ -66,7 +66,7 @@ def detect(tree: Tree, rules: Rules, context: Context) -> tuple[Candidate, ...]:
     documents = Documents.of(tree)
     projects = fold_members(find_projects(tree, rules), documents)
     findings = sorted((examine(project, documents) for project in projects), key=rank)
-    notes = _notes(tree, documents, projects)
+    notes = _notes(tree, documents)
     add_notes = partial(_with_notes, notes=notes)
     plain = [Candidate(preset=preset) for preset in map(add_notes, compose(findings, context.templates))]
     own = [
@@ -169,7 +169,7 @@ def _id(path: str) -> str:
     return f"{DEVCONTAINER}-{''.join(one if one.isalnum() else '-' for one in name)[:40]}"
 
 
-def _notes(tree: Tree, documents: Documents, projects: Sequence[Project]) -> tuple[str, ...]:
+def _notes(tree: Tree, documents: Documents) -> tuple[str, ...]:
     """Return what could not be looked at."""
     notes = [f"{path} {why}; it is not looked at." for path, why in sorted(documents.broken.items())]
     large = sorted(tree.unread)

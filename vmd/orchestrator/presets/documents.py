@@ -46,7 +46,7 @@ class Documents:
         for count, value in enumerate(self._all_values(path, place)):
             if count >= MAX_FOUND:
                 return
-            yield f"{_printable(value.strip()[:MAX_VALUE_CHARACTERS])}{place.append}"
+            yield f"{printable(value.strip()[:MAX_VALUE_CHARACTERS])}{place.append}"
 
     def _all_values(self, path: str, place: Place) -> Iterator[str]:
         text = self.tree.text(path)
@@ -77,7 +77,7 @@ class Documents:
         return self.parsed[path]
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Return a text that a log and JSON can hold, whatever a stranger wrote."""
     return text if text.isprintable() else "".join(one if one.isprintable() else "?" for one in text)
 

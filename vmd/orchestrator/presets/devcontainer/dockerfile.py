@@ -20,6 +20,7 @@ _FROM = re.compile(r"^FROM((?:\s+--\w+=\S+)*)\s+(\S+)(?:\s+AS\s+([A-Za-z0-9._-]+
 _COPY_FROM = re.compile(r"^((?:ONBUILD\s+)?COPY\s.*?--from=)(\S+)", re.IGNORECASE)
 _FLAG_FROM = re.compile(r"^\s*(?:ONBUILD\s+)?(?:RUN|ADD)\s+(?:--\S+\s+)*--(?:mount|from)\b", re.IGNORECASE)
 _HEREDOC = re.compile(r"^\s*(?:ONBUILD\s+)?(?:RUN|COPY|ADD)\b.*<<-?[\"']?[A-Za-z_]", re.IGNORECASE)
+_LABEL = re.compile(r"^(?:ONBUILD\s+)?LABEL\s", re.IGNORECASE)
 _ARG = re.compile(r"^ARG\s+(.+)$", re.IGNORECASE)
 _ARG_TOKEN = re.compile(r"([A-Za-z_]\w*)(?:=(\"(?:[^\"\\]|\\.)*\"|'[^']*'|\S*))?(?:\s+|$)")
 _USE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?::-([^}]*))?\})")
@@ -51,6 +52,8 @@ def make_recipe(
             if target is not None and _names(reading, target):
                 break
             _read_from(reading, line)
+        elif _LABEL.match(line):
+            reading.notes.append("LABEL is not honoured: labels say whose an image is.")
         else:
             reading.lines.append(_read_other(reading, line))
     if not reading.stages:

@@ -13,7 +13,7 @@ from vmd.orchestrator.presets.devcontainer.dockerfile import UnusableDockerfile,
 from vmd.orchestrator.presets.devcontainer.images import UnusableImage, image_reference
 from vmd.orchestrator.presets.devcontainer.resources import read_requirements
 from vmd.orchestrator.presets.devcontainer.variables import Unresolvable, Variables
-from vmd.orchestrator.presets.documents import Unreadable, parse_json_with_comments
+from vmd.orchestrator.presets.documents import Unreadable, parse_json_with_comments, printable
 from vmd.orchestrator.presets.tree import Tree, join
 
 MAX_ENV = 100
@@ -140,14 +140,14 @@ class _Reading:
         build, image = self._build(), None
         if build is None:
             image = self._image()
-        commands, notes = read_commands(self.properties, self.variables)
+        commands, left_out = read_commands(self.properties, self.variables)
         cpus, memory_mb, more = read_requirements(self.properties.get("hostRequirements"))
-        self.notes += [*notes, *more]
+        self.notes += [*left_out, *more]
         user = self._user()
         name = self.properties.get("name")
         ports = self._ports()
         self._say_the_rest()
-        notes_of_all = [f"{self.path}: {note}" for note in (*self.notes, *self.variables.notes)]
+        notes = [printable(f"{self.path}: {note}") for note in (*self.notes, *self.variables.notes)]
         return Devcontainer(
             path=self.path,
             name=name[:100] if isinstance(name, str) and name.isprintable() else None,
@@ -159,7 +159,7 @@ class _Reading:
             user=user,
             cpus=cpus,
             memory_mb=memory_mb,
-            notes=tuple(dict.fromkeys(notes_of_all))[:MAX_NOTES],
+            notes=tuple(dict.fromkeys(notes))[:MAX_NOTES],
         )
 
     def _env(self, key: str) -> dict[str, str]:
@@ -322,5 +322,5 @@ def _why_no_env(value: Any) -> str:
 
 def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else repr(value)[:200]
-    line = "".join(character if character.isprintable() else "?" for character in text[:200])
+    line = printable(text[:200])
     return line[:MAX_SHOWN_CHARACTERS] + ("…" if len(line) > MAX_SHOWN_CHARACTERS else "")
