@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from hashlib import sha1
 
 from vmd.model.template import Template
+from vmd.model.workspace import Resources
 from vmd.orchestrator.presets import Candidate, Context, Tree, detect, load_rules, make_tree
 from vmd.orchestrator.presets.detecting import wanted_first, wanted_later
 from vmd.orchestrator.presets.tree import MAX_FILE_BYTES
@@ -13,8 +14,12 @@ BASE = "vmd-base:bookworm"
 
 def templates() -> dict[str, Template]:
     """Return the built-in templates, by what they are called."""
-    names = ("python", "node", "go", "rust", "java")
+    names = ("python", "node", "go", "rust")
     made = {name: Template(id=name, name=name, image=f"vmd-template-{name}:1") for name in names}
+    large = Resources(memory_mb=2048)
+    made["java"] = Template(
+        id="java", name="Java", image="vmd-template-java:1", resources=large, ports=(9999,)
+    )
     return {"base": Template(id="base", name="Base", image=BASE), **made}
 
 

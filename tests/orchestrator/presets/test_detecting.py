@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.orchestrator.presets.repositories import NEXT, REPOSITORIES
+from tests.orchestrator.presets.repositories import NEXT, POM, REPOSITORIES
 from tests.orchestrator.presets.support import found, read, templates
 from vmd.model.preset import Preset
 from vmd.model.structuring import structure
@@ -70,6 +70,15 @@ def test_several_ecosystems_share_an_image_of_their_own() -> None:
     assert preset.image.startswith("vmd-preset:")
     again = found(REPOSITORIES["a back end in Python and a front end in Node"].files)[0]
     assert again.preset.image == preset.image
+
+
+def test_the_largest_templates_resources_and_the_frameworks_own_ports_are_taken() -> None:
+    java = {"api/pom.xml": POM, "api/A.java": ""}
+    both = found({**java, "web/package.json": NEXT, "web/a.ts": ""})
+    assert both[0].preset.resources.memory_mb == both[1].preset.resources.memory_mb == 2048
+    assert both[2].preset.resources.memory_mb == 1024
+    plain = found({"pom.xml": "<project/>", "A.java": ""})[0].preset
+    assert (plain.ports, both[1].preset.ports) == ((9999,), (8080,))
 
 
 def test_an_ecosystem_without_a_template_installs_debians_packages() -> None:

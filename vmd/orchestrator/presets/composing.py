@@ -72,7 +72,7 @@ def list_presets(rules: Rules, templates: Mapping[str, Template]) -> tuple[Prese
                 name=framework.name,
                 description=_described(framework.name),
                 env={**plain.env, **framework.env},
-                ports=_distinct((*plain.ports, *framework.ports)),
+                ports=framework.ports or plain.ports,
             )
             for framework in ecosystem.frameworks
         ]
@@ -110,7 +110,7 @@ def _preset(
     env = {name: text for finding in findings for one in finding.frameworks for name, text in one.env.items()}
     values |= {
         "env": {**values["env"], **env},
-        "ports": _distinct((*values["ports"], *(port for finding in said for port in finding.ports))),
+        "ports": _distinct(port for finding in said for port in finding.ports) or values["ports"],
         "provisioning": (*values["provisioning"], *map(_step, (one for one in findings if one.command))),
     }
     return Preset(
@@ -135,10 +135,21 @@ def _basis(ecosystems: Sequence[Ecosystem], templates: Mapping[str, Template]) -
     if len(wanted) == 1 and template is not None:
         image, recipe = template.image, recipe_of(template)
         return Basis(template=template, image=image, recipe=recipe, template_id=template.id)
+    for ecosystem in wanted:
+        base = _as_large(base, templates.get(ecosystem.template or ""))
     packages = sorted({package for ecosystem in wanted for package in ecosystem.packages})
     recipe = _RECIPE.format(base=base.image, packages=" ".join(packages))
     digest = sha256(recipe.encode()).hexdigest()[:16]
     return Basis(template=base, image=f"vmd-preset:{digest}", recipe=recipe, template_id=None)
+
+
+def _as_large(template: Template, other: Template | None) -> Template:
+    """Return a template with at least the processors and memory of another one."""
+    if other is None:
+        return template
+    ours, theirs = template.resources, other.resources
+    most = evolve(ours, cpus=max(ours.cpus, theirs.cpus), memory_mb=max(ours.memory_mb, theirs.memory_mb))
+    return evolve(template, resources=most)
 
 
 def recipe_of(template: Template) -> str | None:
