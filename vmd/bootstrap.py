@@ -25,6 +25,7 @@ from vmd.orchestrator.commands import Commands
 from vmd.orchestrator.detection import Detection
 from vmd.orchestrator.doctor import Doctor
 from vmd.orchestrator.happenings import Happenings
+from vmd.orchestrator.hosts import Hosts, Overcommit
 from vmd.orchestrator.lifecycle import Lifecycle
 from vmd.orchestrator.lifetime import Lifetimes, Retention
 from vmd.orchestrator.machines import Machines
@@ -106,7 +107,11 @@ class Daemon:
         if default not in providers:
             default = next(iter(providers), default)
         machines = Machines(self._database, providers, default)
-        quotas = Quotas(self._database, settings.quota)
+        overcommit = Overcommit(
+            cpus=settings.workspaces.cpu_overcommit, memory=settings.workspaces.memory_overcommit
+        )
+        hosts = Hosts(machines.nodes(), machines.capacity, overcommit)
+        quotas = Quotas(self._database, settings.quota, hosts)
         catalogue = load_catalogue(
             self._data_dir / "templates",
             settings.providers.docker.base_image,

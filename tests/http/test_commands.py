@@ -308,7 +308,7 @@ async def test_a_stopped_workspace_says_what_is_allowed(house: House) -> None:
     await house.api.done(await house.api.post(f"/workspaces/{workspace['id']}/actions/stop"))
     answer = await house.api.post(f"/workspaces/{workspace['id']}/commands", {"command": "true"})
     assert (answer.status, answer.json["code"]) == (409, "invalid-state")
-    assert answer.json["allowed_actions"] == ["start", "rebuild", "delete"]
+    assert answer.json["allowed_actions"] == ["start", "rebuild", "snapshot", "restore", "delete"]
 
 
 @pytest.mark.parametrize(

@@ -269,7 +269,7 @@ async def test_a_stopped_workspace_is_refused_before_the_upgrade(house: House, p
     for connect in (house.api.get, _upgrade(house.api)):
         answer = await connect(f"/ws/workspaces/{workspace['id']}/{path}")
         assert (answer.status, answer.json["code"]) == (409, "invalid-state")
-        assert answer.json["allowed_actions"] == ["start", "rebuild", "delete"]
+        assert answer.json["allowed_actions"] == ["start", "rebuild", "snapshot", "restore", "delete"]
     assert (await house.api.workspace(workspace["id"]))["connection"]["shell"] is None
 
 

@@ -37,7 +37,7 @@ async def test_a_created_workspace_has_all_fields_of_the_contract(house: House) 
     assert workspace["env"] == {"A": "1"}
     assert workspace["created_at"].endswith("Z")
     assert workspace["connection"]["address"] == "192.0.2.1"
-    assert workspace["allowed_actions"] == ["stop", "restart", "rebuild", "delete"]
+    assert workspace["allowed_actions"] == ["stop", "restart", "rebuild", "snapshot", "restore", "delete"]
 
 
 async def test_a_repository_is_cloned_and_provisioned_with_secrets(house: House) -> None:
@@ -77,7 +77,7 @@ async def test_a_create_that_fails_says_why_and_can_be_deleted(
     workspace = await house.api.workspace(operation["workspace_id"])
     assert workspace["status"] == "failed"
     assert workspace["last_error"]["detail"] == operation["error"]["detail"]
-    assert workspace["allowed_actions"] == ["start", "rebuild", "delete"]
+    assert workspace["allowed_actions"] == ["start", "rebuild", "snapshot", "restore", "delete"]
     assert all(machine.power is Power.STOPPED for machine in house.fake.host.machines.values())
     await house.api.done(await house.api.delete(f"/workspaces/{workspace['id']}"))
     assert house.fake.host.machines == {}
@@ -159,7 +159,7 @@ async def test_a_forbidden_action_lists_what_is_allowed(house: House) -> None:
     answer = await house.api.post(f"/workspaces/{workspace['id']}/actions/undelete")
     assert answer.status == 409
     assert answer.json["code"] == "invalid-state"
-    assert answer.json["allowed_actions"] == ["stop", "restart", "rebuild", "delete"]
+    assert answer.json["allowed_actions"] == ["stop", "restart", "rebuild", "snapshot", "restore", "delete"]
 
 
 async def test_an_action_during_another_names_the_operation(house: House) -> None:
@@ -382,7 +382,10 @@ async def test_stats_tell_what_a_running_machine_uses(house: House) -> None:
     assert (await house.api.get(f"/workspaces/{workspace['id']}/stats")).status == 503
     await house.api.done(await house.api.post(f"/workspaces/{workspace['id']}/actions/stop"))
     answer = await house.api.get(f"/workspaces/{workspace['id']}/stats")
-    assert (answer.status, answer.json["allowed_actions"]) == (409, ["start", "rebuild", "delete"])
+    assert (answer.status, answer.json["allowed_actions"]) == (
+        409,
+        ["start", "rebuild", "snapshot", "restore", "delete"],
+    )
 
 
 async def test_quota_is_reserved_with_the_workspace(tmp_path: Path) -> None:

@@ -10,12 +10,11 @@ from vmd.model.account import Role, User
 from vmd.model.errors import ErrorCode, Refused
 from vmd.model.ids import IdFactory
 from vmd.model.operation import Operation, OperationStatus, OperationType, Phase, Progress
-from vmd.model.workspace import POWERED, Health, Repo, Resources, Status, Workspace
+from vmd.model.workspace import Health, Repo, Resources, Status, Workspace
 from vmd.store.accounts import find_user, insert_user
 from vmd.store.database import Database, Transaction, connect
 from vmd.store.operations import find_job, insert_operation, update_job
 from vmd.store.workspaces import (
-    Use,
     WorkspaceFilter,
     delete_workspace,
     find_workspace,
@@ -25,7 +24,6 @@ from vmd.store.workspaces import (
     list_secrets,
     list_workspaces,
     mark_health,
-    sum_use,
     touch_workspaces,
     update_workspace,
 )
@@ -345,22 +343,6 @@ def test_a_provider_is_told_of_what_it_holds_oldest_first(tx: Transaction) -> No
     first, second = add_workspace(tx), add_workspace(tx, "bob")
     add_workspace(tx, provider="docker")
     assert list_of_provider(tx, "fake") == [first, second]
-
-
-def test_use_counts_machines_that_are_on_and_disks_of_all(tx: Transaction) -> None:
-    resources = Resources(cpus=1.5, memory_mb=100, disk_mb=1000)
-    on = add_workspace(tx, status=Status.RUNNING, resources=resources)
-    add_workspace(tx, status=Status.CREATING, resources=Resources(cpus=0.5, memory_mb=50))
-    add_workspace(tx, status=Status.STOPPED, resources=resources)
-    delete_workspace(tx, add_workspace(tx, resources=resources).id)
-    add_workspace(tx, "bob", resources=resources)
-    use = sum_use(tx, on.owner_id, POWERED)
-    assert use == Use(workspaces=3, running=2, cpus=2.0, memory_mb=150, disk_mb=2000)
-
-
-def test_one_who_has_nothing_uses_nothing(tx: Transaction) -> None:
-    use = sum_use(tx, add_owner(tx, "ann"), POWERED)
-    assert use == Use(workspaces=0, running=0, cpus=0, memory_mb=0, disk_mb=0)
 
 
 async def test_what_is_remembered_is_never_stale() -> None:

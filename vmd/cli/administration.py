@@ -1,4 +1,4 @@
-"""The administrator's commands: tokens, users, doctor."""
+"""The administrator's commands: tokens, users and their quotas, doctor."""
 
 import argparse
 import re
@@ -11,6 +11,15 @@ from vmd.cli.local import with_local_daemon
 from vmd.cli.settings import add_arguments, data_dir_of, load_settings
 from vmd.model.account import Role, Scope
 
+_LIMITS = {
+    "workspaces": "workspaces, with those in trash",
+    "running": "workspaces that are on at once",
+    "cpus": "processors of those that are on",
+    "memory_mb": "memory of those that are on, in MiB",
+    "disk_mb": "disk of all, in MiB",
+    "snapshots": "snapshots",
+    "max_ttl_seconds": "seconds that a workspace may live",
+}
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -31,13 +40,22 @@ def add_commands(commands: Any) -> None:
     revoke.add_argument("token", metavar="ID")
     revoke.add_argument("--user", default="admin", help="whose token (default: admin)")
 
-    user = commands.add_parser("user", help="add and list users").add_subparsers(
+    user = commands.add_parser("user", help="add and list users, and set their quotas").add_subparsers(
         metavar="COMMAND", required=True
     )
     add = _command(user, "add", "add a user", _add_user)
     add.add_argument("name")
     add.add_argument("--role", choices=[str(role) for role in Role], default=str(Role.MEMBER))
     _command(user, "list", "list users", _list_users)
+    quota = _command(user, "quota", "show a user's limits and what they use, or set limits", _quota)
+    quota.add_argument("name")
+    for name, meaning in _LIMITS.items():
+        quota.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=_limit,
+            metavar="N|none|default",
+            help=f"the most {meaning}; none for no limit, default for what the settings say",
+        )
 
     doctor = _command(commands, "doctor", "compare the books with what the providers hold", _doctor)
     doctor.add_argument("--fix", action="store_true", help="destroy what belongs to no workspace")
@@ -97,6 +115,32 @@ def _list_users(given: argparse.Namespace) -> int:
     for user in _list(given, "/api/v1/users"):
         print(f"{user['id']}  {user['name']}  {user['role']}")
     return 0
+
+
+def _quota(given: argparse.Namespace) -> int:
+    path = f"/api/v1/quota?owner={quote(given.name, safe='')}"
+    quota = _call(given, "GET", path)
+    wanted = {name: value for name in _LIMITS if (value := getattr(given, name)) is not None}
+    if wanted:
+        own = {**quota["own"], **wanted}
+        body = {name: None if value == "none" else value for name, value in own.items() if value != "default"}
+        quota = _call(given, "PUT", path, body)
+    for name in _LIMITS:
+        limit, used = quota["limits"][name], quota["use"].get(name)
+        shown = "none" if limit is None else limit
+        whose = "own" if name in quota["own"] else "default"
+        print(f"{name}  {shown}  {whose}" + ("" if used is None else f"  {used} in use"))
+    return 0
+
+
+def _limit(text: str) -> Any:
+    if text in ("none", "default"):
+        return text
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        return int(text)
+    if re.fullmatch(r"[0-9]{1,9}\.[0-9]{1,3}", text):
+        return float(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is no limit: give a number, none or default")
 
 
 def _doctor(given: argparse.Namespace) -> int:

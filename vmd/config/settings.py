@@ -5,13 +5,15 @@ from typing import Annotated
 from attrs import field, frozen
 from msgspec import Meta
 
+from vmd.model.quota import Limits
 from vmd.model.workspace import Resources, ShortName
 from vmd.orchestrator.command_ends import CommandOptions
 from vmd.orchestrator.lifecycle import Deadlines
-from vmd.orchestrator.quota import Limits
 from vmd.orchestrator.shell_ends import ShellOptions
 
 DAY_SECONDS = 24 * 3600
+# How many times what a host has may be promised to the workspaces that run on it.
+Overcommit = Annotated[float, Meta(ge=0.001, le=100_000)]
 Seconds = Annotated[int, Meta(ge=0, le=3650 * DAY_SECONDS)]
 
 
@@ -55,10 +57,12 @@ class JanitorSettings:
 
 @frozen(kw_only=True)
 class WorkspaceSettings:
-    """What a workspace has that does not say."""
+    """What a workspace has that does not say, and how much of a host all of them may be promised."""
 
     provider: ShortName = "docker"
     resources: Resources = field(factory=Resources)
+    cpu_overcommit: Overcommit = 16.0  # processors are shared fairly, and idle machines use none
+    memory_overcommit: Overcommit = 2.0  # few machines use all the memory that they may
 
 
 @frozen(kw_only=True)

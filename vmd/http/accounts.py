@@ -1,7 +1,10 @@
 """Users and tokens over HTTP."""
 
+from typing import Annotated
+
 from aiohttp import web
 from attrs import frozen
+from msgspec import Meta
 
 from vmd.http.openapi import docs, refuses, returns, takes
 from vmd.http.wire import (
@@ -18,8 +21,9 @@ from vmd.http.wire import (
 from vmd.http.workspaces import NoQuery
 from vmd.model.account import NewToken, NewUser, Role, Scope, Token, User
 from vmd.model.errors import ErrorCode
+from vmd.model.quota import OwnLimits
 from vmd.orchestrator.accounts import Accounts
-from vmd.orchestrator.quota import Quota, Quotas
+from vmd.orchestrator.quota import QuotaReport, Quotas
 
 _TAGS = ["accounts"]
 
@@ -66,6 +70,20 @@ class PageQuery:
     cursor: Cursor | None = None
 
 
+@frozen(kw_only=True)
+class QuotaQuery:
+    """Whose quota is asked for."""
+
+    owner: Annotated[str, Meta(description="admins: a user's name")] | None = None
+
+
+@frozen(kw_only=True)
+class SetQuotaQuery:
+    """Whose quota is set."""
+
+    owner: Annotated[str, Meta(description="a user's name")]
+
+
 class AccountHandlers:
     """The handlers of `/me`, `/quota`, `/tokens` and `/users`."""
 
@@ -78,6 +96,7 @@ class AccountHandlers:
         return [
             web.get("/me", self.me, allow_head=False),
             web.get("/quota", self.quota, allow_head=False),
+            web.put("/quota", self.set_quota),
             web.get("/tokens", self.list_tokens, allow_head=False),
             web.post("/tokens", self.create_token),
             web.delete("/tokens/{id}", self.revoke_token),
@@ -102,13 +121,34 @@ class AccountHandlers:
             )
         )
 
-    @docs(tags=_TAGS, summary="Limits and present use")
-    @takes(query=NoQuery)
-    @returns(200, Quota, "The caller's quota.")
+    @docs(
+        tags=_TAGS,
+        summary="Limits and present use",
+        description="Workspaces in trash count as workspaces and with their disks. Administrators may look "
+        "at the quota of another user, and see what the hosts have promised.",
+    )
+    @takes(query=QuotaQuery)
+    @returns(200, QuotaReport, "The quota.")
+    @refuses(ErrorCode.NOT_FOUND)
     async def quota(self, request: web.Request) -> web.Response:
-        """Return the caller's quota."""
-        read_query(request, NoQuery)
-        return respond(await self._quotas.get(request[ACTOR]))
+        """Return a user's quota, the caller's own unless another is asked for."""
+        query = read_query(request, QuotaQuery)
+        return respond(await self._quotas.get(request[ACTOR], query.owner))
+
+    @docs(
+        tags=_TAGS,
+        summary="Set a user's own limits",
+        description="For administrators. The limits given replace all that the user had of their own: null "
+        "sets no limit, and what is absent is as the settings say. What is in use already stays.",
+    )
+    @takes(body=OwnLimits, query=SetQuotaQuery)
+    @returns(200, QuotaReport, "The quota as it is now.")
+    @refuses(ErrorCode.NOT_FOUND, ErrorCode.VALIDATION_FAILED)
+    async def set_quota(self, request: web.Request) -> web.Response:
+        """Replace a user's own limits."""
+        query = read_query(request, SetQuotaQuery)
+        own = await read_body(request, OwnLimits)
+        return respond(await self._quotas.set(request[ACTOR], query.owner, own))
 
     @docs(tags=_TAGS, summary="List the caller's tokens")
     @takes(query=PageQuery)

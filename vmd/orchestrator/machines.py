@@ -82,6 +82,14 @@ class Machines:
                 "/resources/disk_mb", f"cannot be limited here ({capacity.disk_hint}); leave it out"
             )
 
+    def capacity(self, provider: str) -> Capacity | None:
+        """Return what a provider's host has, None until it was reached."""
+        return self._capacities.get(provider)
+
+    def nodes(self) -> tuple[tuple[str, str], ...]:
+        """Return every provider with each of its nodes."""
+        return tuple((name, node) for name, provider in self._providers.items() for node in provider.nodes)
+
     def health(self, provider: str) -> Health:
         """Return the health of a provider's workspaces as far as reaching it goes."""
         return Health.UNREACHABLE if self._is_reached.get(provider) is False else Health.OK

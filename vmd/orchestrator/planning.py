@@ -8,6 +8,7 @@ from msgspec import UNSET
 from vmd.model.account import Actor, Scope
 from vmd.model.errors import ErrorCode, Refused, invalid_value
 from vmd.model.names import made_up_name
+from vmd.model.quota import demand
 from vmd.model.template import Template
 from vmd.model.workspace import NewResources, NewWorkspace, Resources, Status, Workspace
 from vmd.orchestrator.machines import Machines
@@ -54,14 +55,11 @@ class Planner:
             if name not in wanted.env:
                 raise invalid_value(f"/secrets/{place}", f"'{name}' is not among the names in env.")
         ttl = template.ttl_seconds if wanted.ttl_seconds is UNSET else wanted.ttl_seconds
-        if wanted.ttl_seconds is UNSET and ttl is None:
-            ttl = self._quotas.longest_ttl
         idle = (
             template.idle_timeout_seconds
             if wanted.idle_timeout_seconds is UNSET
             else wanted.idle_timeout_seconds
         )
-        self._quotas.require_ttl(ttl)
         return Resolved(
             template=template,
             provider=provider,
@@ -74,8 +72,9 @@ class Planner:
     def draft(self, tx: Transaction, actor: Actor, wanted: NewWorkspace, resolved: Resolved) -> Workspace:
         """Return the workspace as it would be recorded in this transaction, within its owner's quota."""
         template = resolved.template
-        self._quotas.require_another(tx, actor.user_id, resolved.resources)
-        ttl = resolved.ttl_seconds
+        taken = demand(resolved.provider, resolved.node, resolved.resources)
+        self._quotas.require_another(tx, actor.user_id, taken)
+        ttl = self._ttl(tx, actor.user_id, wanted, resolved)
         return Workspace(
             id=tx.new_id("ws"),
             name=_free_name(tx, actor.user_id, wanted.name),
@@ -117,6 +116,13 @@ class Planner:
             is_cloned=False,
             is_detecting=wanted.repo is not None and wanted.template is None,
         )
+
+    def _ttl(self, tx: Transaction, owner_id: str, wanted: NewWorkspace, resolved: Resolved) -> int | None:
+        """Return how long it will live: as was asked for, or a template's time, as long as is allowed."""
+        if wanted.ttl_seconds is UNSET:
+            return self._quotas.shorten_ttl(tx, owner_id, resolved.ttl_seconds)
+        self._quotas.require_ttl(tx, owner_id, resolved.ttl_seconds)
+        return resolved.ttl_seconds
 
 
 def explicit_fields(wanted: NewWorkspace) -> list[str]:

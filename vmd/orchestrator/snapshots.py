@@ -133,7 +133,7 @@ class Snapshots:
             raise _elsewhere(snapshot, f"{workspace.provider} {workspace.node}")
         require_allowed(workspace, Action.RESTORE)
         if workspace.status is not Status.RUNNING:
-            self._quotas.require_power(tx, workspace.owner_id, workspace.resources)
+            self._quotas.require_power(tx, workspace)
         return begin(
             tx,
             actor,
@@ -154,6 +154,7 @@ class Snapshots:
     ) -> Operation:
         drafted = _within_new_workspace(lambda: self._planner.draft(tx, actor, given, resolved))
         workspace = _as_from(snapshot, drafted, new)
+        self._quotas.require_change(tx, workspace)  # what runs beside it counts too
         insert_workspace(tx, workspace, {name: new.env[name] for name in new.secrets})
         tx.emit(
             EventType.WORKSPACE_CREATED,

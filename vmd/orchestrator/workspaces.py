@@ -165,7 +165,7 @@ class Workspaces:
             if workspace.status is Status.STOPPING and not request.force:
                 raise _needs_force(workspace)
             if action is not Action.STOP and workspace.status is not Status.RUNNING:
-                self._quotas.require_power(tx, workspace.owner_id, workspace.resources)
+                self._quotas.require_power(tx, workspace)
             workspace, left = supersede(tx, workspace)
             if left is not None:
                 interrupted.append(left)
@@ -254,7 +254,7 @@ class Workspaces:
         if patch.ttl_seconds is not UNSET:
             ttl = patch.ttl_seconds
             assert ttl is None or isinstance(ttl, int)
-            self._quotas.require_ttl(ttl)
+            self._quotas.require_ttl(tx, before.owner_id, ttl)
             different["ttl_seconds"] = ttl
             different["expires_at"] = None if ttl is None else tx.now + timedelta(seconds=ttl)
         return different
@@ -264,12 +264,14 @@ class Workspaces:
         if workspace.status is Status.STOPPED:
             return satisfied(tx, actor, workspace, OperationType.RESTORE)
         require_allowed(workspace, Action.UNDELETE)
+        self._quotas.require_undelete(tx, workspace)
         operation = satisfied(tx, actor, workspace, OperationType.RESTORE, is_changed=True)
-        ttl = workspace.ttl_seconds
+        ttl = self._quotas.shorten_ttl(tx, workspace.owner_id, workspace.ttl_seconds)
         after = evolve(
             workspace,
             status=Status.FAILED if workspace.provider_ref is None else Status.STOPPED,
             trashed_at=None,
+            ttl_seconds=ttl,
             expires_at=None if ttl is None else tx.now + timedelta(seconds=ttl),
             last_activity_at=tx.now,
         )

@@ -97,16 +97,6 @@ RETURNING id, owner_id
 INSERT_SECRET = "INSERT INTO workspace_secrets (workspace_id, name, value) VALUES (:id, :name, :value)"
 LIST_SECRETS = "SELECT name, value FROM workspace_secrets WHERE workspace_id = :id ORDER BY name"
 DELETE_SECRETS = "DELETE FROM workspace_secrets WHERE workspace_id = :id"
-SUM_USE = """
-SELECT count(*) AS workspaces,
-    coalesce(sum(status IN (SELECT value FROM json_each(:powered))), 0) AS running,
-    coalesce(sum(CASE WHEN status IN (SELECT value FROM json_each(:powered))
-        THEN json_extract(resources, '$.cpus') END), 0) AS cpus,
-    coalesce(sum(CASE WHEN status IN (SELECT value FROM json_each(:powered))
-        THEN json_extract(resources, '$.memory_mb') END), 0) AS memory_mb,
-    coalesce(sum(json_extract(resources, '$.disk_mb')), 0) AS disk_mb
-FROM workspaces WHERE owner_id = :owner_id AND deleted_at IS NULL
-"""
 EXISTS_NAME = "SELECT 1 FROM workspaces WHERE owner_id = :owner_id AND name = :name AND deleted_at IS NULL"
 
 
@@ -120,17 +110,6 @@ class WorkspaceFilter:
     templates: tuple[str, ...] | None = None
     providers: tuple[str, ...] | None = None
     labels: tuple[tuple[str, str | None], ...] = ()  # (key, value), or (key, None) for any value
-
-
-@frozen(kw_only=True)
-class Use:
-    """What an owner's workspaces use."""
-
-    workspaces: int
-    running: int
-    cpus: float
-    memory_mb: int
-    disk_mb: int
 
 
 def find_workspace(tx: Transaction, workspace_id: str) -> Workspace | None:
@@ -213,12 +192,6 @@ def mark_health(tx: Transaction, provider: str, health: Health) -> list[tuple[st
 def list_secrets(tx: Transaction, workspace_id: str) -> dict[str, str]:
     """Return the secret values by name."""
     return {row["name"]: row["value"] for row in tx.execute(LIST_SECRETS, {"id": workspace_id})}
-
-
-def sum_use(tx: Transaction, owner_id: str, powered: frozenset[Status]) -> Use:
-    """Return what an owner's workspaces use; `powered` are the statuses in which they use processors."""
-    row = tx.execute(SUM_USE, {"owner_id": owner_id, "powered": encode(sorted(powered))}).fetchone()
-    return Use(**dict(row))
 
 
 def _stamped(tx: Transaction, stamps: list[sqlite3.Row]) -> list[Workspace]:
