@@ -4,8 +4,10 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import Coroutine, Sequence
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from vmd.orchestrator.activity import Signs
 from vmd.orchestrator.commands import Commands
 from vmd.orchestrator.detection import Detection
 from vmd.orchestrator.doctor import Doctor
+from vmd.orchestrator.expiry import Expiry, KeepFinal
+from vmd.orchestrator.git_looks import GitLooks
 from vmd.orchestrator.happenings import Happenings
 from vmd.orchestrator.hosts import Hosts, Overcommit
 from vmd.orchestrator.lifecycle import Lifecycle
@@ -41,6 +45,7 @@ from vmd.orchestrator.snapshots import Snapshots
 from vmd.orchestrator.supervisors import Supervisors
 from vmd.orchestrator.templates import load_catalogue
 from vmd.orchestrator.tickets import Tickets
+from vmd.orchestrator.timekeeping import Timekeeper
 from vmd.orchestrator.workspaces import Workspaces
 from vmd.providers import PROVIDERS
 from vmd.providers.base import Provider
@@ -67,9 +72,19 @@ class Daemon:
     """One vmd on one data directory. `open` it, let it `work`, `close` it."""
 
     def __init__(
-        self, settings: Settings, data_dir: Path, providers: Sequence[Provider] | None = None
+        self,
+        settings: Settings,
+        data_dir: Path,
+        providers: Sequence[Provider] | None = None,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
+        keep_final: KeepFinal | None = None,
     ) -> None:
-        """Prepare; `providers` replaces those of the settings, for tests."""
+        """Prepare; `providers` replaces those of the settings, and the rest what is usual, for tests."""
+        self._clock = clock
+        self._monotonic = monotonic
+        self._keep_final = keep_final
         self._settings = settings
         self._data_dir = data_dir
         self._given_providers = providers
@@ -98,7 +113,9 @@ class Daemon:
         settings = self._settings
         self._hub = Hub()
         os.umask(0o077)
-        self._database = Database(connect(self._data_dir / DATABASE_FILE), on_commit=self._hub.publish)
+        self._database = Database(
+            connect(self._data_dir / DATABASE_FILE), on_commit=self._hub.publish, clock=self._clock
+        )
         instance = await self._database.write(self._prepare_books)
         given = self._given_providers
         providers = {p.name: p for p in (_make_providers(settings, instance) if given is None else given)}
@@ -107,6 +124,9 @@ class Daemon:
         if default not in providers:
             default = next(iter(providers), default)
         machines = Machines(self._database, providers, default)
+        signs = Signs(self._database, machines, settings.janitor.busy_cpu_percent)
+        self._looks = GitLooks(self._database, machines, signs)
+        expiry = Expiry(self._looks, self._keep_final)
         overcommit = Overcommit(
             cpus=settings.workspaces.cpu_overcommit, memory=settings.workspaces.memory_overcommit
         )
@@ -119,26 +139,38 @@ class Daemon:
         )
         for template, why in catalogue.broken.items():
             log.warning("a template is broken", template=template, why=why)
-        detection = Detection(self._database, machines, quotas, catalogue)
         deadlines = settings.operations.deadlines
+        detection = Detection(self._database, machines, quotas, catalogue)
         works = {
-            **Lifecycle(self._database, machines, detection, deadlines).works(),
+            **Lifecycle(self._database, machines, detection, deadlines, expiry.prepare).works(),
             **SnapshotWorks(self._database, machines).works(
                 take_seconds=deadlines.snapshot, delete_seconds=deadlines.snapshot_delete
             ),
         }
-        self._queue = OperationQueue(self._database, works, concurrency=settings.operations.concurrency)
-        signs = Signs(self._database, machines, settings.janitor.busy_cpu_percent)
+        self._queue = OperationQueue(
+            self._database, works, concurrency=settings.operations.concurrency, clock=self._clock
+        )
         self._supervisors = supervisors = Supervisors(self._database, machines)
         outputs = Outputs(self._database, machines, supervisors)
         commands = Commands(self._database, machines, supervisors, outputs, settings.commands)
         self._shells = Shells(self._database, supervisors, outputs, settings.shell, signs.touch)
-        self._lifetimes = Lifetimes(self._database, self._queue, signs, _retention(settings))
+        interval_seconds = settings.janitor.interval_seconds
+        timekeeper = Timekeeper(interval_seconds, self._monotonic)
+        self._lifetimes = Lifetimes(
+            self._database,
+            self._queue,
+            signs,
+            self._looks,
+            _retention(settings),
+            timekeeper,
+            ahead_seconds=interval_seconds,
+            keeps_final=expiry.keeps,
+        )
         snapshot_files = SnapshotFiles(self._database, self._queue, machines, quotas)
         self._probes = Probes(self._database, machines, providers, catalogue)
         self._sweeps = (
-            self._lifetimes.sweep,
-            commands.ends.forget_old,
+            self._lifetimes.sweep,  # first, since it judges the clock
+            timekeeper.when_settled(commands.ends.forget_old),
             self._shells.ends.end_detached,
             snapshot_files.sweep,
             self._probes.sweep,
@@ -202,6 +234,7 @@ class Daemon:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._looks.close()
         await self._queue.stop()
         await self._probes.close()
         await self._supervisors.close()

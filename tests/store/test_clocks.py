@@ -48,7 +48,7 @@ def due(
 ) -> list[Firing]:
     """Return what fires now, where a warning at the last moment is enough."""
     before, tx.now = tx.now, now
-    for firing in list_unwarned(tx, now, grace_seconds, 1000):
+    for firing in list_unwarned(tx, now, 0, grace_seconds, 1000):
         mark_warned(tx, firing)
     found = list_due(tx, 0, grace_seconds, limit)
     tx.now = before
@@ -56,13 +56,15 @@ def due(
 
 
 def unwarned(tx: Transaction, until: datetime = NOW, limit: int = 100) -> list[Firing]:
-    return list_unwarned(tx, until, GRACE_SECONDS, limit)
+    return list_unwarned(tx, until, 0, GRACE_SECONDS, limit)
 
 
 @pytest.mark.parametrize("clock", Clock)
 def test_a_clock_fires_at_its_time_and_not_before(tx: Transaction, clock: Clock) -> None:
     workspace = add_workspace(tx, **DUE_NOW[clock])
-    firing = Firing(workspace_id=workspace.id, owner_id=workspace.owner_id, clock=clock, at=NOW)
+    firing = Firing(
+        workspace_id=workspace.id, owner_id=workspace.owner_id, clock=clock, at=NOW, notice=timedelta()
+    )
     assert due(tx, NOW - SECOND) == []
     assert due(tx) == [firing]
     assert due(tx, NOW + MINUTE) == [firing]

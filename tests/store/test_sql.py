@@ -87,6 +87,7 @@ def test_every_value_is_bound_by_name(name: str) -> None:
         events.LIST_OF_WORKSPACE,
         clocks.LIST_DUE,
         clocks.LIST_UNWARNED,
+        clocks.LIST_UNWARNED_OF_WORKSPACE,
     ],
 )
 def test_no_list_reads_a_whole_table(sql: str) -> None:
@@ -205,7 +206,7 @@ def test_clocks_cost_nothing_for_history() -> None:
             add_workspace(tx, expires_at=NOW)
 
     assert growth(fill, lambda tx: list_due(tx, 60, 60, 100)) < 2
-    assert growth(fill, lambda tx: list_unwarned(tx, NOW, 60, 100)) < 2
+    assert growth(fill, lambda tx: list_unwarned(tx, NOW, 60, 60, 100)) < 2
 
 
 def test_a_claim_costs_nothing_for_operations_that_ended() -> None:

@@ -1,7 +1,7 @@
 """A whole daemon in this process, on a fake host that outlives it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -60,11 +60,12 @@ async def open_house(
     *,
     host: FakeHost | None = None,
     providers: Callable[[FakeProvider], list[Provider]] = lambda fake: [fake],
+    parts: Mapping[str, Any] | None = None,
     **values: Any,
 ) -> AsyncIterator[House]:
-    """Run a daemon until the end of the block."""
+    """Run a daemon until the end of the block; `parts` are its clocks and what else replaces the usual."""
     fake = FakeProvider(host)
-    daemon = Daemon(settings(**values), data_dir, providers(fake))
+    daemon = Daemon(settings(**values), data_dir, providers(fake), **(parts or {}))
     await daemon.open()
     try:
         await daemon.work()

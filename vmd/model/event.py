@@ -13,7 +13,9 @@ class EventType(StrEnum):
     WORKSPACE_CREATED = "workspace.created"  # name, status
     WORKSPACE_UPDATED = "workspace.updated"  # the names of the changed fields with their values
     WORKSPACE_STATUS = "workspace.status"  # status, previous, reason
-    WORKSPACE_EXPIRING = "workspace.expiring"  # clock, at
+    WORKSPACE_EXPIRING = (
+        "workspace.expiring"  # clock, at, leads_to, git, is_looked_at, final_snapshot, message
+    )
     WORKSPACE_EXPIRED = "workspace.expired"  # clock
     WORKSPACE_DELETED = "workspace.deleted"  # name
     OPERATION_CREATED = "operation.created"  # type, status

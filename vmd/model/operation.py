@@ -53,8 +53,8 @@ class Phase(StrEnum):
     DETECT = "detect"  # which preset a repository wants
     PROVISION = "provision"
     RUN = "run"  # a command
-    STOP = "stop"
     SNAPSHOT = "snapshot"
+    STOP = "stop"
     RESTORE = "restore"  # the files of a snapshot
     SWAP = "swap"
     DESTROY = "destroy"

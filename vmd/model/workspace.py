@@ -312,18 +312,21 @@ class Service:
 
 @frozen(kw_only=True)
 class GitState:
-    """What a workspace's repository has that no remote has."""
+    """What a workspace has that no remote has, in all its repositories together."""
 
     looked_at: datetime
-    branch: str | None
+    branch: str | None  # of the first repository; None where none is checked out
     uncommitted: int  # files changed or new
     unpushed: int  # commits that no remote branch has
     stashes: int
+    repositories: int = 1
+    loose: int = 0  # files outside any repository
+    unreadable: int = 0  # repositories that could not be read, or were not come to
 
     @property
     def is_clean(self) -> bool:
         """Whether nothing would be lost with the workspace."""
-        return not (self.uncommitted or self.unpushed or self.stashes)
+        return not (self.uncommitted or self.unpushed or self.stashes or self.loose or self.unreadable)
 
 
 # Not slotted: a list page makes fifty of these, and plain attribute dictionaries are filled faster.

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import structlog
 from attrs import frozen
@@ -50,6 +51,17 @@ class Signs:
         self._touched: set[str] = set()
         self._readings: dict[str, _Reading] = {}
         self._percents: dict[str, float] = {}
+        self._disregarded: set[str] = set()
+
+    @contextmanager
+    def disregarded(self, workspace_id: str) -> Iterator[None]:
+        """Take the processor time of a machine for the daemon's own use meanwhile, and not for its user's."""
+        self._disregarded.add(workspace_id)
+        try:
+            yield
+        finally:
+            self._disregarded.discard(workspace_id)
+            self._readings.pop(workspace_id, None)
 
     def touch(self, workspace_id: str) -> None:
         """Note that a workspace is in use now."""
@@ -114,6 +126,8 @@ class Signs:
             used = await self._machines.provider(workspace.provider).cpu_seconds(ref)
         except (ProviderError, ProviderUnavailable):
             self._readings.pop(workspace.id, None)
+            return
+        if workspace.id in self._disregarded:
             return
         now, before = self._clock(), self._readings.get(workspace.id)
         self._readings[workspace.id] = _Reading(ref=ref, at=now, cpu_seconds=used)

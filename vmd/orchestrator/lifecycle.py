@@ -43,7 +43,7 @@ class Deadlines:
     restart: Seconds = 800.0
     rebuild: Seconds = 1800.0
     delete: Seconds = 300.0
-    expire: Seconds = 120.0
+    expire: Seconds = 1800.0  # with its final snapshot
     snapshot: Seconds = 3600.0
     snapshot_delete: Seconds = 300.0
     restore: Seconds = 3600.0
@@ -56,13 +56,20 @@ class Lifecycle:
     """The works, by type of operation."""
 
     def __init__(
-        self, database: Database, machines: Machines, detection: Detection, deadlines: Deadlines
+        self,
+        database: Database,
+        machines: Machines,
+        detection: Detection,
+        deadlines: Deadlines,
+        before_expiry: Callable[[Job, Report, Workspace], Awaitable[None]] | None = None,
     ) -> None:
+        """Take what is to be done with a workspace that expires before it is stopped."""
         self._database = database
         self._machines = machines
         self._detection = detection
         self._deadlines = deadlines
         self._restoring = Restoring(database, machines)
+        self._before_expiry = before_expiry
 
     def works(self) -> Mapping[OperationType, Work]:
         """Return how each type of operation is done."""
@@ -218,6 +225,8 @@ class Lifecycle:
     # The end.
 
     async def _expire(self, job: Job, report: Report, workspace: Workspace) -> Settle:
+        if self._before_expiry is not None:
+            await self._before_expiry(job, report, workspace)
         if workspace.status is Status.STOPPING:
             provider, ref = self._machine_of(workspace)
             await report.phase(Phase.STOP, "Stopping the machine.")

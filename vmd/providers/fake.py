@@ -69,6 +69,7 @@ class FakeHost:
     calls: Counter[str] = field(factory=Counter)
     supervisors: dict[str, LocalSupervisor] = field(factory=dict)  # by ref
     cpu_seconds: dict[str, float] = field(factory=dict)  # by ref, where it is not the usual
+    git: dict[str, str] = field(factory=dict)  # by workspace: what a look at its repositories answers
     is_reachable: bool = True
 
     def files_of(self, machine: Machine) -> dict[str, str]:
@@ -263,10 +264,19 @@ class FakeProvider:
         if "VMD_LOOK" in execution.env:
             arguments = execution.argv[4:]
             return await fake_git.answer(execution.env["VMD_LOOK"], arguments, files, output)
+        if "VMD_GIT_LOOK" in execution.env:
+            return await self._look(machine.workspace_id, files, output)
         if "VMD_REPO_URL" in execution.env:
             return await self._clone(execution.env, files, output)
         env = {**self.host.specs[ref].env, **self.host.secrets[ref], **execution.env}
         return await _run_line(execution.argv[-1], env, files, output)
+
+    async def _look(self, workspace_id: str, files: Mapping[str, str], output: Output) -> int:
+        """Answer as the machine of a clean clone would, or one without, unless a test says otherwise."""
+        await self._pass("look")
+        usual = "repo 0 0 0 main\nend\n" if "README.md" in files else f"loose {len(files)}\nend\n"
+        await output("stdout", self.host.git.get(workspace_id, usual).encode())
+        return 0
 
     async def _clone(self, env: Mapping[str, str], files: dict[str, str], output: Output) -> int:
         url = env["VMD_REPO_URL"]

@@ -4,6 +4,7 @@ from vmd.store.database import Transaction
 
 FIND_SETTING = "SELECT value FROM settings WHERE name = :name"
 INSERT_SETTING = "INSERT INTO settings (name, value) VALUES (:name, :value)"
+KEEP_SETTING = "INSERT OR REPLACE INTO settings (name, value) VALUES (:name, :value)"
 
 
 def find_setting(tx: Transaction, name: str) -> str | None:
@@ -15,3 +16,8 @@ def find_setting(tx: Transaction, name: str) -> str | None:
 def insert_setting(tx: Transaction, name: str, value: str) -> None:
     """Keep a value that is not there yet."""
     tx.execute(INSERT_SETTING, {"name": name, "value": value})
+
+
+def keep_setting(tx: Transaction, name: str, value: str) -> None:
+    """Keep a value in place of the one that may be there."""
+    tx.execute(KEEP_SETTING, {"name": name, "value": value})

@@ -28,6 +28,9 @@ UPDATE shells SET persistence = :persistence, status = :status, exit_code = :exi
 WHERE id = :id
 """
 MARK_ALL_DETACHED = "UPDATE shells SET detached_at = :now WHERE detached_at IS NULL"
+RESTART_DETACHED = """
+UPDATE shells SET detached_at = :now WHERE detached_at IS NOT NULL AND finished_at IS NULL
+"""
 DELETE_SHELL = "DELETE FROM shells WHERE id = :id"
 
 
@@ -62,6 +65,11 @@ def update_shell(tx: Transaction, shell: Shell) -> None:
 def mark_all_detached(tx: Transaction) -> None:
     """Note that nobody is attached to any shell."""
     tx.execute(MARK_ALL_DETACHED, {"now": millis(tx.now)})
+
+
+def restart_detached(tx: Transaction) -> None:
+    """Have the time that nobody is attached to a running shell count from now."""
+    tx.execute(RESTART_DETACHED, {"now": millis(tx.now)})
 
 
 def delete_shell(tx: Transaction, shell_id: str) -> None:
