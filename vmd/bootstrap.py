@@ -126,7 +126,8 @@ class Daemon:
         machines = Machines(self._database, providers, default)
         signs = Signs(self._database, machines, settings.janitor.busy_cpu_percent)
         self._looks = GitLooks(self._database, machines, signs)
-        expiry = Expiry(self._looks, self._keep_final)
+        snapshot_works = SnapshotWorks(self._database, machines)
+        expiry = Expiry(self._looks, self._keep_final or snapshot_works.keep_final)
         overcommit = Overcommit(
             cpus=settings.workspaces.cpu_overcommit, memory=settings.workspaces.memory_overcommit
         )
@@ -143,9 +144,7 @@ class Daemon:
         detection = Detection(self._database, machines, quotas, catalogue)
         works = {
             **Lifecycle(self._database, machines, detection, deadlines, expiry.prepare).works(),
-            **SnapshotWorks(self._database, machines).works(
-                take_seconds=deadlines.snapshot, delete_seconds=deadlines.snapshot_delete
-            ),
+            **snapshot_works.works(take_seconds=deadlines.snapshot, delete_seconds=deadlines.snapshot_delete),
         }
         self._queue = OperationQueue(
             self._database, works, concurrency=settings.operations.concurrency, clock=self._clock

@@ -5,18 +5,27 @@ from typing import Any
 
 from attrs import evolve
 
+from vmd.model.account import SYSTEM
 from vmd.model.event import EventType
 from vmd.model.operation import Job, OperationType, Phase, Verdict
-from vmd.model.snapshot import Snapshot, SnapshotStatus
+from vmd.model.snapshot import NewSnapshot, Snapshot, SnapshotStatus
+from vmd.model.workspace import Workspace
 from vmd.operations.queue import Settle, Work
 from vmd.operations.report import Report
 from vmd.orchestrator import outcomes
 from vmd.orchestrator.changes import leave
 from vmd.orchestrator.machines import Machines
-from vmd.orchestrator.snapshots import tell
+from vmd.orchestrator.snapshots import draft_snapshot, tell
+from vmd.providers.base import ProviderError
 from vmd.providers.snapshots import Taken
 from vmd.store.database import Database, Transaction
-from vmd.store.snapshots import delete_snapshot, find_snapshot, update_snapshot
+from vmd.store.snapshots import (
+    delete_snapshot,
+    find_snapshot,
+    insert_snapshot,
+    list_all_of_workspace,
+    update_snapshot,
+)
 
 _CONSISTENCY = "the machine stood still for {:.2f} s, so everything is of one moment"
 
@@ -87,6 +96,34 @@ class SnapshotWorks:
         """Keep it in the books, to be deleted again."""
         return _undeleted
 
+    # Before a workspace expires.
+
+    async def keep_final(self, job: Job, report: Report, workspace: Workspace) -> None:
+        """Take a snapshot within the operation that ends its workspace; one that was cut off begins anew."""
+
+        def begin(tx: Transaction) -> Snapshot:
+            for found in list_all_of_workspace(tx, workspace.id):
+                if found.current_operation == job.id:
+                    return found
+            wanted = NewSnapshot(description="Taken before it expired.")
+            snapshot = draft_snapshot(tx, SYSTEM, workspace, wanted, is_final=True)
+            snapshot = evolve(snapshot, current_operation=job.id)
+            insert_snapshot(tx, snapshot)
+            update_snapshot(tx, snapshot)
+            tell(tx, EventType.SNAPSHOT_CREATED, snapshot, SYSTEM.name, job.id)
+            return snapshot
+
+        snapshot = await self._database.write(begin)
+        provider = self._machines.provider(workspace.provider)
+        try:
+            taken = await provider.snapshots.take(snapshot.id, workspace.provider_ref or "")
+        except ProviderError:
+            await provider.snapshots.destroy(snapshot.id)
+            await self._database.write(lambda tx: delete_snapshot(tx, snapshot.id))
+            raise
+        await self._database.write(lambda tx: _make_ready(tx, job, snapshot, taken))
+        report.log(f"The final snapshot is {snapshot.id}; restore it to go on.")
+
     async def _find(self, job: Job) -> Snapshot | None:
         return await self._database.read(lambda tx: find_snapshot(tx, job.operation.snapshot_id or ""))
 
@@ -97,19 +134,23 @@ def _taken(taken: Taken) -> Settle:
         snapshot = find_snapshot(tx, job.operation.snapshot_id or "")
         if workspace is None or snapshot is None:
             return None
-        ready = evolve(
-            snapshot,
-            status=SnapshotStatus.READY,
-            size_bytes=taken.size_bytes,
-            manifest=taken.manifest,
-            current_operation=None,
-        )
-        update_snapshot(tx, ready)
+        _make_ready(tx, job, snapshot, taken)
         outcomes.release(tx, job, workspace)
-        tell(tx, EventType.SNAPSHOT_READY, ready, job.operation.actor, job.id, size_bytes=taken.size_bytes)
         return {"changed": True, "snapshot_id": snapshot.id, "paused_seconds": round(taken.paused_seconds, 3)}
 
     return settle
+
+
+def _make_ready(tx: Transaction, job: Job, snapshot: Snapshot, taken: Taken) -> None:
+    ready = evolve(
+        snapshot,
+        status=SnapshotStatus.READY,
+        size_bytes=taken.size_bytes,
+        manifest=taken.manifest,
+        current_operation=None,
+    )
+    update_snapshot(tx, ready)
+    tell(tx, EventType.SNAPSHOT_READY, ready, job.operation.actor, job.id, size_bytes=taken.size_bytes)
 
 
 def _untaken(tx: Transaction, job: Job) -> None:

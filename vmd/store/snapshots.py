@@ -25,7 +25,10 @@ LIST_OF_OWNER = f"""
 """
 LIST_ALL = f"{_SELECT} WHERE id < coalesce(:after, '~') ORDER BY id DESC LIMIT :limit"
 LIST_OF_PROVIDER = f"{_SELECT} WHERE provider = :provider ORDER BY id"
-LIST_ABANDONED = f"{_SELECT} WHERE status = 'creating' AND current_operation IS NULL"
+LIST_ABANDONED = f"""
+{_SELECT} WHERE status = 'creating' AND NOT EXISTS (SELECT 1 FROM operations o
+    WHERE o.id = snapshots.current_operation AND o.status IN ('pending', 'running', 'cancelling'))
+"""
 EXISTS_SNAPSHOT = "SELECT 1 FROM snapshots WHERE workspace_id = :workspace_id LIMIT 1"
 EXISTS_NAME = "SELECT 1 FROM snapshots WHERE workspace_id = :workspace_id AND name = :name LIMIT 1"
 FIND_RESTORING = """
@@ -75,7 +78,7 @@ def list_snapshots_of_provider(tx: Transaction, provider: str) -> list[Snapshot]
 
 
 def list_abandoned(tx: Transaction) -> list[Snapshot]:
-    """Return the snapshots that are being made by no operation: imports, under way or cut off."""
+    """Return the snapshots that no operation is making: imports, and what was cut off."""
     return [_snapshot(row) for row in tx.execute(LIST_ABANDONED)]
 
 
