@@ -36,6 +36,7 @@ from vmd.orchestrator.machines import Machines
 from vmd.orchestrator.operations import Operations
 from vmd.orchestrator.outputs import Outputs
 from vmd.orchestrator.planning import Planner
+from vmd.orchestrator.plugin_files import load_plugins
 from vmd.orchestrator.probing import Probes
 from vmd.orchestrator.quota import Quotas
 from vmd.orchestrator.shells import Shells
@@ -140,6 +141,9 @@ class Daemon:
         )
         for template, why in catalogue.broken.items():
             log.warning("a template is broken", template=template, why=why)
+        plugins = load_plugins(self._data_dir / "plugins", settings.providers.docker.base_image)
+        for plugin, why in plugins.broken.items():
+            log.warning("a plugin is broken", plugin=plugin, why=why)
         deadlines = settings.operations.deadlines
         detection = Detection(self._database, machines, quotas, catalogue)
         works = {
@@ -174,7 +178,7 @@ class Daemon:
             snapshot_files.sweep,
             self._probes.sweep,
         )
-        planner = Planner(machines, quotas, catalogue)
+        planner = Planner(machines, quotas, catalogue, plugins)
         self._machines = machines
         use_cases = UseCases(
             workspaces=Workspaces(self._database, self._queue, machines, quotas, planner),
@@ -187,8 +191,9 @@ class Daemon:
             lifetimes=self._lifetimes,
             accounts=Accounts(self._database),
             quotas=quotas,
+            plugins=plugins,
             happenings=Happenings(self._database, self._hub),
-            doctor=Doctor(self._database, providers, catalogue, is_probing=self._probes.is_live),
+            doctor=Doctor(self._database, providers, catalogue, plugins, is_probing=self._probes.is_live),
             tickets=Tickets(),
             provider_status=machines.status,
         )

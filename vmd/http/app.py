@@ -15,6 +15,7 @@ from vmd.http.events import EventHandlers
 from vmd.http.middleware import PUBLIC_PATHS, Gate, make_middleware, mark_response
 from vmd.http.openapi import specification
 from vmd.http.operations import OperationHandlers
+from vmd.http.plugins import PluginHandlers
 from vmd.http.service import ServiceHandlers
 from vmd.http.shells import ShellHandlers
 from vmd.http.snapshots import SnapshotHandlers
@@ -27,6 +28,7 @@ from vmd.orchestrator.doctor import Doctor
 from vmd.orchestrator.happenings import Happenings
 from vmd.orchestrator.lifetime import Lifetimes
 from vmd.orchestrator.operations import Operations
+from vmd.orchestrator.plugins import Plugins
 from vmd.orchestrator.probing import Probes
 from vmd.orchestrator.quota import Quotas
 from vmd.orchestrator.shells import Shells
@@ -53,6 +55,7 @@ class UseCases:
     lifetimes: Lifetimes
     accounts: Accounts
     quotas: Quotas
+    plugins: Plugins
     happenings: Happenings
     doctor: Doctor
     tickets: Tickets
@@ -95,6 +98,7 @@ def make_specification() -> dict[str, Any]:
         lifetimes=nothing,
         accounts=nothing,
         quotas=nothing,
+        plugins=nothing,
         happenings=nothing,
         doctor=nothing,
         tickets=nothing,
@@ -120,6 +124,7 @@ def _routes(
         *CommandHandlers(use_cases.commands, streams).routes(),
         *shells.routes(),
         *AccountHandlers(use_cases.accounts, use_cases.quotas).routes(),
+        *PluginHandlers(use_cases.plugins).routes(),
         *events.routes(),
         *socket_routes,
     ]

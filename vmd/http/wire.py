@@ -125,13 +125,18 @@ def read_query(request: web.Request, cls: type[T]) -> T:
 
 def read_cursor(cursor: str | None, prefix: str) -> str | None:
     """Return the id to go on after; refuse a cursor that no list of such things gave."""
+    return read_cursor_of(cursor, rf"(?={prefix}-){ID_PATTERN.removeprefix('^')}")
+
+
+def read_cursor_of(cursor: str | None, pattern: str) -> str | None:
+    """Return what to go on after, which must match a pattern."""
     if cursor is None:
         return None
     try:
         after = base64.urlsafe_b64decode(cursor.encode("ascii") + b"==").decode("ascii")
     except (binascii.Error, ValueError):
         after = ""
-    if re.fullmatch(ID_PATTERN, after) is None or not after.startswith(f"{prefix}-"):
+    if re.fullmatch(pattern, after) is None:
         raise malformed("This cursor is not from this list; take next_cursor of the page before.")
     return after
 

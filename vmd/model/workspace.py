@@ -1,12 +1,12 @@
 """Workspaces: their fields, states, and what each state allows."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
 from functools import cache
 from typing import Annotated, Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from msgspec import UNSET, Meta, UnsetType
 
 from vmd.model.errors import Problem
@@ -308,6 +308,17 @@ class Service:
     memory_mb: MemoryMb = 256
     cpus: Cpus = 0.5
     ready: str | None = None  # a shell line that succeeds once it takes connections
+    ready_seconds: int = 60  # that it may take until then
+
+
+def total_resources(resources: Resources, services: Iterable[Service]) -> Resources:
+    """Return the most that a machine and the services beside it may use of processors and memory together."""
+    beside = tuple(services)
+    return evolve(
+        resources,
+        cpus=resources.cpus + sum(service.cpus for service in beside),
+        memory_mb=resources.memory_mb + sum(service.memory_mb for service in beside),
+    )
 
 
 @frozen(kw_only=True)

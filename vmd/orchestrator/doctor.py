@@ -8,6 +8,7 @@ from attrs import frozen
 from vmd.model.account import Actor
 from vmd.model.snapshot import SnapshotStatus
 from vmd.orchestrator.permissions import require_admin
+from vmd.orchestrator.plugins import Plugins
 from vmd.orchestrator.templates import Catalogue
 from vmd.providers.base import Provider, ProviderError, ProviderUnavailable
 from vmd.store.database import Database
@@ -23,6 +24,7 @@ class FindingKind(StrEnum):
     ORPHAN = "orphan"  # the provider holds something of a workspace or snapshot that is not in the books
     MISSING = "missing"  # the books have a machine or a snapshot that the provider does not
     BROKEN_TEMPLATE = "broken-template"
+    BROKEN_PLUGIN = "broken-plugin"
 
 
 @frozen(kw_only=True)
@@ -43,6 +45,7 @@ class Doctor:
         database: Database,
         providers: Mapping[str, Provider],
         catalogue: Catalogue,
+        plugins: Plugins,
         *,
         is_probing: Callable[[str], bool] = lambda workspace_id: False,
     ) -> None:
@@ -51,6 +54,7 @@ class Doctor:
         self._is_probing = is_probing
         self._providers = providers
         self._catalogue = catalogue
+        self._plugins = plugins
 
     async def examine(self, actor: Actor, *, fix: bool) -> tuple[Finding, ...]:
         """Return what is wrong; with `fix`, destroy orphans first. Nothing unlabelled is ever touched."""
@@ -58,6 +62,10 @@ class Doctor:
         findings = [
             Finding(kind=FindingKind.BROKEN_TEMPLATE, subject=name, detail=why)
             for name, why in self._catalogue.broken.items()
+        ]
+        findings += [
+            Finding(kind=FindingKind.BROKEN_PLUGIN, subject=name, detail=why)
+            for name, why in self._plugins.broken.items()
         ]
         for provider in self._providers.values():
             try:

@@ -13,6 +13,7 @@ from vmd.model.template import Template
 from vmd.model.workspace import NewResources, NewWorkspace, Resources, Status, Workspace
 from vmd.orchestrator.machines import Machines
 from vmd.orchestrator.permissions import require_scope, require_unconfined
+from vmd.orchestrator.plugins import Merged, Plugins
 from vmd.orchestrator.quota import Quotas
 from vmd.orchestrator.templates import Catalogue, merge_resources
 from vmd.store.database import Transaction
@@ -29,6 +30,7 @@ class Resolved:
     provider: str
     node: str
     resources: Resources
+    merged: Merged
     ttl_seconds: int | None
     idle_timeout_seconds: int | None
 
@@ -36,10 +38,11 @@ class Resolved:
 class Planner:
     """Works out what a request asks for, or refuses it with the place of what is wrong."""
 
-    def __init__(self, machines: Machines, quotas: Quotas, catalogue: Catalogue) -> None:
+    def __init__(self, machines: Machines, quotas: Quotas, catalogue: Catalogue, plugins: Plugins) -> None:
         self._machines = machines
         self._quotas = quotas
         self._catalogue = catalogue
+        self._plugins = plugins
 
     def resolve(self, actor: Actor, wanted: NewWorkspace) -> Resolved:
         """Return what a request leaves to the daemon, or refuse it with the place of what is wrong."""
@@ -49,8 +52,7 @@ class Planner:
         provider, node = self._machines.place(wanted.provider, wanted.node)
         resources = merge_resources(template.resources, wanted.resources)
         self._machines.require_capacity(provider, resources)
-        for place, plugin in enumerate(wanted.plugins):
-            raise invalid_value(f"/plugins/{place}", f"There is no plugin '{plugin}'; none is installed.")
+        merged = self._plugins.merge(template, wanted)
         for place, name in enumerate(wanted.secrets):
             if name not in wanted.env:
                 raise invalid_value(f"/secrets/{place}", f"'{name}' is not among the names in env.")
@@ -65,14 +67,15 @@ class Planner:
             provider=provider,
             node=node,
             resources=resources,
+            merged=merged,
             ttl_seconds=ttl,
             idle_timeout_seconds=idle,
         )
 
     def draft(self, tx: Transaction, actor: Actor, wanted: NewWorkspace, resolved: Resolved) -> Workspace:
         """Return the workspace as it would be recorded in this transaction, within its owner's quota."""
-        template = resolved.template
-        taken = demand(resolved.provider, resolved.node, resolved.resources)
+        template, merged = resolved.template, resolved.merged
+        taken = demand(resolved.provider, resolved.node, resolved.resources, merged.services)
         self._quotas.require_another(tx, actor.user_id, taken)
         ttl = self._ttl(tx, actor.user_id, wanted, resolved)
         return Workspace(
@@ -90,16 +93,12 @@ class Planner:
             image=template.image,
             repo=wanted.repo,
             resources=resolved.resources,
-            env={
-                name: value
-                for name, value in {**template.env, **wanted.env}.items()
-                if name not in wanted.secrets
-            },
+            env={name: value for name, value in merged.env.items() if name not in wanted.secrets},
             secrets=tuple(sorted(set(wanted.secrets))),
             labels=wanted.labels,
-            provisioning=(*template.provisioning, *wanted.provisioning),
-            plugins=wanted.plugins,
-            ports=template.ports if wanted.ports is None else wanted.ports,
+            provisioning=merged.provisioning,
+            plugins=merged.plugins,
+            ports=merged.ports,
             pinned=wanted.pinned,
             ttl_seconds=ttl,
             expires_at=None if ttl is None else tx.now + timedelta(seconds=ttl),
@@ -115,6 +114,7 @@ class Planner:
             address=None,
             is_cloned=False,
             is_detecting=wanted.repo is not None and wanted.template is None,
+            services=merged.services,
         )
 
     def _ttl(self, tx: Transaction, owner_id: str, wanted: NewWorkspace, resolved: Resolved) -> int | None:
