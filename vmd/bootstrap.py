@@ -241,6 +241,7 @@ class Daemon:
         await self._looks.close()
         await self._queue.stop()
         await self._probes.close()
+        await self._machines.close()
         await self._supervisors.close()
         for provider in self._providers.values():
             await provider.close()

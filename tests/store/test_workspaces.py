@@ -337,6 +337,10 @@ def test_a_health_is_marked_where_it_changes_alone(tx: Transaction) -> None:
     assert find_workspace(tx, already.id) == already
     assert find_workspace(tx, elsewhere.id) == elsewhere
     assert mark_health(tx, "fake", Health.UNREACHABLE) == []
+    degraded = add_workspace(tx, health=Health.DEGRADED)
+    assert mark_health(tx, "fake", Health.OK) == [(found.id, found.owner_id) for found in (well, already)]
+    assert find_workspace(tx, degraded.id) == degraded  # reaching it mends nothing
+    assert mark_health(tx, "fake", Health.UNREACHABLE)[-1] == (degraded.id, degraded.owner_id)
 
 
 def test_a_provider_is_told_of_what_it_holds_oldest_first(tx: Transaction) -> None:

@@ -42,7 +42,7 @@ def save(
     reason: str | None = None,
     told: dict[str, Any] | None = None,
 ) -> Workspace:
-    """Write a changed workspace; tell of its new status, and of the fields in `told`."""
+    """Write a changed workspace; tell of its new status and health, and of the fields in `told`."""
     if after.status is not before.status and after.status not in TRANSITIONS[before.status]:
         raise AssertionError(f"{before.id} cannot go from {before.status} to {after.status}")
     saved = update_workspace(tx, after)
@@ -51,6 +51,8 @@ def save(
     if after.status is not before.status:
         data: dict[str, Any] = {"status": after.status, "previous": before.status, "reason": reason}
         _emit(tx, EventType.WORKSPACE_STATUS, saved, actor, operation_id, data)
+    if after.health is not before.health:
+        told = {"health": after.health, "reason": None, **(told or {})}
     if told:
         _emit(tx, EventType.WORKSPACE_UPDATED, saved, actor, operation_id, told)
     return saved

@@ -23,7 +23,8 @@ from vmd.orchestrator.machine_steps import STOP_TIMEOUT_SECONDS, secrets_of, spe
 from vmd.orchestrator.machines import Machines
 from vmd.orchestrator.provisioning import clone, provision
 from vmd.orchestrator.restoring import Restoring
-from vmd.providers.base import Machine, Provider, ProviderError, ProviderUnavailable
+from vmd.orchestrator.services import ensure_service_images
+from vmd.providers.base import Machine, Power, Provider, ProviderError, ProviderUnavailable
 from vmd.store.database import Database, Transaction
 
 MAX_DEADLINE_SECONDS = 7 * 24 * 3600
@@ -126,6 +127,7 @@ class Lifecycle:
     async def _run_up(self, job: Job, report: Report, provider: Provider, workspace: Workspace) -> Machine:
         """Make a machine, run it, and have the repository's files in it."""
         await ensure_image(provider, workspace.image, workspace.recipe, report)
+        await ensure_service_images(provider, workspace.services, report)
         await report.phase(Phase.CREATE, "Making the machine.")
         ref = await provider.create(spec_of(workspace, job))
         await report.phase(Phase.START, "Starting the machine.", ref=ref)
@@ -176,9 +178,10 @@ class Lifecycle:
         if workspace.provider_ref is None:
             return outcomes.as_observed(None)
         provider = self._machines.provider(workspace.provider)
-        if job.verdict is Verdict.CANCELLED:
-            return outcomes.as_observed(await switched_off(provider, workspace.provider_ref))
-        return outcomes.as_observed(await provider.inspect(workspace.provider_ref))
+        machine = await provider.inspect(workspace.provider_ref)
+        if machine is not None and (job.verdict is Verdict.CANCELLED or machine.power is Power.STOPPED):
+            machine = await switched_off(provider, workspace.provider_ref)
+        return outcomes.as_observed(machine)
 
     # Rebuild: a new machine beside the old one, then the swap.
 
@@ -218,7 +221,9 @@ class Lifecycle:
             return outcomes.failed(None)
         if job.input.get("previous") == Status.RUNNING:
             await provider.start(old, await secrets_of(self._database, workspace))
-        found = await provider.inspect(old)
+            found = await provider.inspect(old)
+        else:
+            found = await switched_off(provider, old)
         was_failed = job.input.get("previous") == Status.FAILED
         return outcomes.failed(found) if was_failed else outcomes.as_observed(found)
 

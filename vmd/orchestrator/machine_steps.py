@@ -2,7 +2,7 @@
 
 from vmd.model.operation import Job
 from vmd.model.workspace import Workspace
-from vmd.providers.base import Machine, MachineSpec, Power, Provider
+from vmd.providers.base import Machine, MachineSpec, Provider
 from vmd.store.database import Database
 from vmd.store.workspaces import list_secrets
 
@@ -30,9 +30,9 @@ def spec_of(workspace: Workspace, job: Job) -> MachineSpec:
 
 
 async def switched_off(provider: Provider, ref: str) -> Machine | None:
-    """Return a machine after making sure that it is off, or None if there is none."""
+    """Return a machine after making sure that it is off, with its services, or None if there is none."""
     machine = await provider.inspect(ref)
-    if machine is None or machine.power is Power.STOPPED:
+    if machine is None or machine.is_at_rest:
         return machine
     await provider.stop(ref, STOP_TIMEOUT_SECONDS)
     return await provider.inspect(ref)

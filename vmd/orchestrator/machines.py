@@ -13,6 +13,7 @@ from vmd.model.errors import ErrorCode, Problem, Refused, invalid_value, not_fou
 from vmd.model.event import EventType
 from vmd.model.workspace import Health, Resources, Status, Workspace
 from vmd.orchestrator.changes import save
+from vmd.orchestrator.services import Resting, health_with, say_missing
 from vmd.providers.base import Capacity, Machine, Power, Provider, ProviderError, ProviderUnavailable
 from vmd.store.accounts import find_user
 from vmd.store.database import Database, Transaction
@@ -43,6 +44,7 @@ class Machines:
         self._capacities: dict[str, Capacity] = {}
         self._tried = asyncio.Event()
         self._to_look_at: dict[str, Provider] = {}  # by workspace: changed while an operation held it
+        self._resting = Resting()
         self._is_reached: dict[str, bool | None] = dict.fromkeys(providers)  # None: not tried yet
 
     # What the use cases ask.
@@ -171,7 +173,7 @@ class Machines:
             machine = machines.get(workspace.provider_ref or "")
             if machine is not None and observe(workspace, machine) is not None:
                 machine = await provider.inspect(machine.ref)  # the list lacks exit codes and addresses
-            await self._settle(workspace, machine)
+            await self._settle(provider, workspace, machine)
 
     async def _look_at_one(self, provider: Provider, workspace_id: str) -> None:
         """Look at one machine; that the engine has something against it says nothing of the others."""
@@ -194,10 +196,12 @@ class Machines:
             return
         self._to_look_at.pop(workspace_id, None)
         if workspace is not None and workspace.provider_ref is not None:
-            await self._settle(workspace, await provider.inspect(workspace.provider_ref))
+            await self._settle(provider, workspace, await provider.inspect(workspace.provider_ref))
 
-    async def _settle(self, seen: Workspace, machine: Machine | None) -> None:
+    async def _settle(self, provider: Provider, seen: Workspace, machine: Machine | None) -> None:
         """Write what was observed, unless the workspace was changed or taken since it was read."""
+        if seen.services and seen.current_operation is None:
+            self._resting.follow(provider, seen.id, machine)
         if observe(seen, machine) is None:
             return
 
@@ -208,20 +212,35 @@ class Machines:
             observed = observe(workspace, machine)
             if observed is not None:
                 after, reason = observed
-                if after.status is Status.RUNNING:
+                if after.status is not workspace.status and after.status is Status.RUNNING:
                     after = evolve(after, started_at=tx.now, last_activity_at=tx.now)
-                save(tx, workspace, after, actor="system", reason=reason)
+                told = {}
+                if after.health is not workspace.health:
+                    told["reason"] = say_missing(after, machine)
+                save(tx, workspace, after, actor="system", reason=reason, told=told)
 
         await self._database.write(unit)
 
+    async def close(self) -> None:
+        """Leave what is done on the side."""
+        await self._resting.close()
 
-def observe(workspace: Workspace, machine: Machine | None) -> tuple[Workspace, str] | None:
-    """Return the workspace as its machine shows it to be, and why; None where the books are right.
 
-    A workspace that an operation holds is left to it.
+def observe(workspace: Workspace, machine: Machine | None) -> tuple[Workspace, str | None] | None:
+    """Return the workspace as its machine shows it to be, and why its status changed, if it did.
+
+    None where the books are right. A workspace that an operation holds is left to it.
     """
     if workspace.current_operation is not None or workspace.status not in _SETTLED:
         return None
+    after, reason = _observe_power(workspace, machine) or (workspace, None)
+    health = health_with(after, machine)
+    if after is workspace and health is workspace.health:
+        return None
+    return evolve(after, health=health), reason
+
+
+def _observe_power(workspace: Workspace, machine: Machine | None) -> tuple[Workspace, str] | None:
     if machine is None:
         return _without_machine(workspace)
     is_running = machine.power is Power.RUNNING
@@ -267,12 +286,14 @@ def _exit_problem(workspace: Workspace, machine: Machine) -> Problem:
     return Refused(ErrorCode.PROVIDER_ERROR, detail).problem()
 
 
-def facts(machine: Machine | None) -> dict[str, Any]:
+def facts(workspace: Workspace, machine: Machine | None) -> dict[str, Any]:
     """Return the fields of a workspace that a look at its machine settles, for `evolve`."""
+    health = health_with(workspace, machine)
     if machine is None:
-        return {"status": Status.FAILED, "provider_ref": None, "address": None}
+        return {"status": Status.FAILED, "health": health, "provider_ref": None, "address": None}
     is_running = machine.power is Power.RUNNING
     return {
+        "health": health,
         "status": Status.RUNNING if is_running else Status.STOPPED,
         "provider_ref": machine.ref,
         "address": machine.address if is_running else None,

@@ -71,7 +71,7 @@ def running(machine: Machine) -> Settle:
             tx,
             job,
             workspace,
-            **facts(machine),
+            **facts(workspace, machine),
             started_at=tx.now,
             last_activity_at=tx.now,
             last_error=None,
@@ -89,7 +89,7 @@ def as_observed(machine: Machine | None) -> Settle:
         workspace = held(tx, job)
         if workspace is None:
             return None
-        changes = facts(machine)
+        changes = facts(workspace, machine)
         if changes["status"] is Status.RUNNING and job.verdict is None:
             changes["started_at"] = tx.now
         last_error = reason_of(job) if job.verdict is Verdict.FAILED else None

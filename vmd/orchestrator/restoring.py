@@ -17,6 +17,7 @@ from vmd.orchestrator import outcomes
 from vmd.orchestrator.machine_steps import secrets_of, spec_of, switched_off
 from vmd.orchestrator.machines import Machines
 from vmd.orchestrator.provisioning import provision
+from vmd.orchestrator.services import ensure_service_images
 from vmd.orchestrator.snapshots import tell
 from vmd.providers.base import Machine, Provider, ProviderError
 from vmd.store.database import Database, Transaction
@@ -73,6 +74,7 @@ class Restoring:
         snapshot = await self._find(job)
         if job.operation.attempt > 1 and not job.checkpoint.get("is_unpacked"):
             await provider.destroy(workspace.id)  # a part of the files may be there
+        await ensure_service_images(provider, workspace.services, report)
         await report.phase(Phase.CREATE, "Making the machine.")
         ref = await provider.create(evolve(spec_of(workspace, job), snapshot_id=snapshot.id))
         secrets = await secrets_of(self._database, workspace)
@@ -105,6 +107,7 @@ class Restoring:
         if workspace.provider_ref is not None:
             await report.phase(Phase.STOP, "Stopping the old machine.")
             await switched_off(provider, workspace.provider_ref)
+        await ensure_service_images(provider, workspace.services, report)
         await report.phase(Phase.CREATE, "Making the machine from the snapshot.")
         spec = evolve(spec_of(workspace, job), files=files, snapshot_id=snapshot.id)
         ref = await provider.create(spec)

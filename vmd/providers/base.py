@@ -55,6 +55,14 @@ class MachineSpec:
 
 
 @frozen(kw_only=True)
+class ServiceState:
+    """A service beside a machine as it was observed."""
+
+    name: str
+    is_running: bool
+
+
+@frozen(kw_only=True)
 class Machine:
     """A machine as it was observed."""
 
@@ -65,6 +73,12 @@ class Machine:
     exit_code: int | None = None
     is_out_of_memory: bool = False
     address: str | None = None
+    services: tuple[ServiceState, ...] = ()
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether neither it nor any service beside it runs."""
+        return self.power is Power.STOPPED and not any(service.is_running for service in self.services)
 
 
 @frozen(kw_only=True)
@@ -144,7 +158,7 @@ class Holding:
     """Something a provider holds for this daemon: of which workspace or snapshot, and what."""
 
     workspace_id: str  # or a snapshot's id
-    kind: str  # machine, files, network, image
+    kind: str  # machine, service, files, network, image
     name: str
 
 
@@ -187,13 +201,20 @@ class Provider(Protocol):
         """Remove an image; "not there" is success, one that is in use is a ProviderError."""
 
     async def create(self, spec: MachineSpec) -> str:
-        """Make the machine, and its files and network if there are none yet; return its ref."""
+        """Make the machine, and its files, network and services if there are none yet; return its ref."""
 
     async def start(self, ref: str, secrets: Mapping[str, str]) -> Machine:
-        """Run the machine, with these values in the environment of what runs in it."""
+        """Run the machine, with these values in the environment of what runs in it.
+
+        What runs beside it is started first, and ready; a service that does not get there is a ProviderError
+        with the end of what it printed.
+        """
 
     async def stop(self, ref: str, timeout_seconds: int) -> None:
-        """Ask the machine to end, and kill it when the time is over."""
+        """Ask the machine to end, and kill it when the time is over; then stop what runs beside it."""
+
+    async def rest(self, workspace_id: str) -> None:
+        """Stop what still runs beside a machine that is off or gone; do nothing while one runs."""
 
     async def inspect(self, ref: str) -> Machine | None:
         """Return the machine as it is now, or None if there is none."""
@@ -213,10 +234,10 @@ class Provider(Protocol):
         """Yield what a machine that is off has kept of a process's output, from `offset` on."""
 
     async def discard(self, ref: str) -> None:
-        """Destroy one machine and keep the workspace's files."""
+        """Destroy one machine and keep the workspace's files and services."""
 
     async def destroy(self, workspace_id: str) -> None:
-        """Destroy all that there is of a workspace: machines, files, network, images."""
+        """Destroy all that there is of a workspace: machines, services, files, network, images."""
 
     async def stats(self, ref: str) -> Stats:
         """Return what a running machine uses now."""
@@ -231,7 +252,7 @@ class Provider(Protocol):
         """Return everything the provider holds for this daemon."""
 
     def changes(self) -> AsyncIterator[str | None]:
-        """Yield the id of each workspace whose machine changed by itself, or None: look at all.
+        """Yield the id of each workspace whose machine or service changed by itself, or None: look at all.
 
         The first item, None, says that the provider is reached; the iterator ends by raising
         ProviderUnavailable when it is no longer.

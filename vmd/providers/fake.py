@@ -25,6 +25,7 @@ from vmd.providers.base import (
     ProviderUnavailable,
     Stats,
 )
+from vmd.providers.fake_services import FakeService, FakeServices
 from vmd.providers.fake_snapshots import FakeSnapshot, FakeSnapshots, files_key
 from vmd.providers.process import (
     Chunk,
@@ -61,6 +62,7 @@ class FakeHost:
     files: dict[str, dict[str, str]] = field(factory=dict)  # by workspace, or "WORKSPACE/NAME" for others
     snapshots: dict[str, FakeSnapshot] = field(factory=dict)
     frozen: set[str] = field(factory=set)  # refs of the machines that stand still
+    services: dict[str, FakeService] = field(factory=dict)  # by "WORKSPACE/NAME"
     images: set[str] = field(factory=lambda: {"vmd-base:bookworm"})
     builds: dict[str, tuple[str, bytes]] = field(factory=dict)  # by image: its recipe, and its context
     repos: dict[str, str] = field(factory=dict)  # url -> commit, of those that can be cloned
@@ -86,6 +88,7 @@ class FakeProvider:
     def __init__(self, host: FakeHost | None = None) -> None:
         self.host = host or FakeHost()
         self.snapshots = FakeSnapshots(self.host, self._pass, self._strike)
+        self._services = FakeServices(self.host.services, self._pass, self._strike)
         self._listeners: list[asyncio.Queue[str | None]] = []
 
     def order(self, method: str, *faults: Fault) -> None:
@@ -115,6 +118,16 @@ class FakeProvider:
         """Take a machine away behind the daemon's back."""
         self._stop_processes(ref)
         self._tell(self.host.machines.pop(ref).workspace_id)
+
+    def kill_service(self, workspace_id: str, name: str) -> None:
+        """End a service behind the daemon's back."""
+        self.host.services[f"{workspace_id}/{name}"].is_running = False
+        self._tell(workspace_id)
+
+    def revive_service(self, workspace_id: str, name: str) -> None:
+        """Start a service behind the daemon's back, as an engine does that restarts what failed."""
+        self.host.services[f"{workspace_id}/{name}"].is_running = True
+        self._tell(workspace_id)
 
     def _stop_processes(self, ref: str) -> None:
         if ref in self.host.supervisors:
@@ -207,6 +220,7 @@ class FakeProvider:
     async def create(self, spec: MachineSpec) -> str:
         """Add a machine, or find the one this operation added before."""
         fault = await self._pass("create")
+        await self._services.create(spec)
         ref = f"fake-{spec.workspace_id}-{spec.operation_id}"
         if spec.snapshot_id is not None and spec.snapshot_id not in self.host.snapshots:
             raise ProviderError("The snapshot is not there any more.")
@@ -225,7 +239,8 @@ class FakeProvider:
         return ref
 
     async def start(self, ref: str, secrets: Mapping[str, str]) -> Machine:
-        """Switch a machine on."""
+        """Switch a machine on, after its services."""
+        await self._services.start(self._machine(ref).workspace_id)
         fault = await self._pass("start")
         machine = evolve(
             self._machine(ref),
@@ -237,22 +252,35 @@ class FakeProvider:
         self.host.machines[ref] = machine
         self.host.secrets[ref] = dict(secrets)
         self._strike(fault)
-        return machine
+        return self._shown(machine)
 
     async def stop(self, ref: str, timeout_seconds: int) -> None:
-        """Switch a machine off."""
+        """Switch a machine off, then its services."""
         fault = await self._pass("stop")
         machine = self._machine(ref)
         if machine.power is Power.RUNNING:
             self._stop_processes(ref)
             exit_code = 137 if timeout_seconds == 0 else 143
             self.host.machines[ref] = evolve(machine, power=Power.STOPPED, exit_code=exit_code, address=None)
+        await self._services.stop(machine.workspace_id)
         self._strike(fault)
+
+    async def rest(self, workspace_id: str) -> None:
+        """Switch services off unless a machine of theirs runs."""
+        await self._pass("rest")
+        machines = [found for found in self.host.machines.values() if found.workspace_id == workspace_id]
+        if not any(machine.power is Power.RUNNING for machine in machines):
+            await self._services.stop(workspace_id)
 
     async def inspect(self, ref: str) -> Machine | None:
         """Return the machine if it is there."""
         await self._pass("inspect")
-        return self.host.machines.get(ref)
+        machine = self.host.machines.get(ref)
+        return None if machine is None else self._shown(machine)
+
+    def _shown(self, machine: Machine) -> Machine:
+        """Return a machine with what runs beside it."""
+        return evolve(machine, services=self._services.states(machine))
 
     async def execute(self, ref: str, execution: Execution, output: Output) -> int:
         """Understand `git` clones of known repositories, and a handful of shell commands."""
@@ -337,6 +365,7 @@ class FakeProvider:
             del self.host.machines[ref]
         for key in [key for key in self.host.files if key.partition("/")[0] == workspace_id]:
             del self.host.files[key]
+        self._services.destroy(workspace_id)
         self._strike(fault)
 
     async def stats(self, ref: str) -> Stats:
@@ -362,10 +391,10 @@ class FakeProvider:
     async def machines(self) -> Sequence[Machine]:
         """Return all machines."""
         await self._pass("machines")
-        return tuple(self.host.machines.values())
+        return tuple(self._shown(machine) for machine in self.host.machines.values())
 
     async def holdings(self) -> Sequence[Holding]:
-        """Return all machines and files."""
+        """Return all machines, services and files."""
         await self._pass("holdings")
         return (
             *(
@@ -373,10 +402,14 @@ class FakeProvider:
                 for ref, machine in self.host.machines.items()
             ),
             *(Holding(workspace_id=key.partition("/")[0], kind="files", name=key) for key in self.host.files),
+            *(
+                Holding(workspace_id=found.workspace_id, kind="service", name=key)
+                for key, found in self.host.services.items()
+            ),
         )
 
     async def changes(self) -> AsyncIterator[str | None]:
-        """Yield what was done to machines by `kill_machine` and `remove_machine`."""
+        """Yield what was done to machines and services by `kill_machine`, `kill_service` and the like."""
         await self._pass("changes")
         listener: asyncio.Queue[str | None] = asyncio.Queue()
         self._listeners.append(listener)

@@ -92,6 +92,7 @@ WHERE id IN (SELECT workspace_id FROM commands WHERE finished_at IS NULL) AND de
 MARK_HEALTH = """
 UPDATE workspaces SET health = :health, version = version + 1, updated_at = :now
 WHERE provider = :provider AND deleted_at IS NULL AND health <> :health
+    AND (:health = 'unreachable' OR health = 'unreachable')
 RETURNING id, owner_id
 """
 INSERT_SECRET = "INSERT INTO workspace_secrets (workspace_id, name, value) VALUES (:id, :name, :value)"
@@ -184,7 +185,10 @@ def touch_commanding(tx: Transaction) -> None:
 
 
 def mark_health(tx: Transaction, provider: str, health: Health) -> list[tuple[str, str]]:
-    """Set the health of all of a provider's workspaces; return (id, owner id) of those it changed for."""
+    """Note that a provider's workspaces are unreachable, or that those which were are no longer.
+
+    Returns (id, owner id) of those it changed for.
+    """
     rows = tx.execute(MARK_HEALTH, {"provider": provider, "health": health, "now": millis(tx.now)})
     return [(row["id"], row["owner_id"]) for row in rows.fetchall()]
 

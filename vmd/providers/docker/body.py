@@ -5,13 +5,16 @@ from typing import Any
 
 from attrs import frozen
 
-from vmd.model.workspace import WORKDIR
+from vmd.model.workspace import WORKDIR, Service
 from vmd.providers.base import MachineSpec
 
 LABEL_INSTANCE = "vmd.instance"
 LABEL_WORKSPACE = "vmd.workspace"
 LABEL_OPERATION = "vmd.operation"
 LABEL_SNAPSHOT = "vmd.snapshot"
+LABEL_SERVICE = "vmd.service"  # the name of a service; a machine has no such label
+LABEL_READY = "vmd.ready"  # how a service says that it is ready
+LABEL_READY_SECONDS = "vmd.ready-seconds"
 
 # What root inside needs for a package manager or a change of user; other users have none of them.
 CAPABILITIES = (
@@ -24,6 +27,19 @@ CAPABILITIES = (
     "SETGID",
     "SETUID",
 )
+# What images need that begin as root, give themselves their data, and go on as somebody else.
+SERVICE_CAPABILITIES = (
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "KILL",
+    "NET_BIND_SERVICE",
+    "SETGID",
+    "SETUID",
+)
+SERVICE_PIDS = 512
+# One that ends well was told to. One that fails again and again stays down, and its workspace is degraded.
+SERVICE_RESTARTS = {"Name": "on-failure", "MaximumRetryCount": 10}
 STATE_DIRECTORY = "/var/lib/vmd"  # root's alone, in a volume: what commands printed, also after a rebuild
 RUN_DIRECTORY = "/run/vmd"  # in memory: the secrets are here, and gone when the machine stops
 
@@ -123,7 +139,7 @@ def container_body(
         host_config["Runtime"] = options.runtime
     return {
         "Image": spec.image,
-        "Hostname": spec.hostname,
+        "Hostname": _hostname(spec),
         "User": "0:0",
         "WorkingDir": WORKDIR,
         "Entrypoint": ["/bin/sh", "-c", _MAIN, "vmd"],
@@ -135,6 +151,52 @@ def container_body(
         "OpenStdin": False,
         "HostConfig": host_config,
     }
+
+
+def service_body(
+    service: Service,
+    labels: Mapping[str, str],
+    *,
+    volume: str,
+    network: str,
+    options: ContainerOptions,
+) -> dict[str, Any]:
+    """Return the body of the engine's create call for a service's container."""
+    memory_bytes = service.memory_mb * _MIB
+    host_config: dict[str, Any] = {
+        "NetworkMode": network,
+        "Mounts": [],
+        "Init": True,
+        "CapDrop": ["ALL"],
+        "CapAdd": list(SERVICE_CAPABILITIES),
+        "SecurityOpt": ["no-new-privileges"],
+        "NanoCpus": int(service.cpus * _NANO),
+        "Memory": memory_bytes,
+        "MemorySwap": memory_bytes,
+        "PidsLimit": SERVICE_PIDS,
+        "RestartPolicy": SERVICE_RESTARTS,
+        "LogConfig": {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "1"}},
+    }
+    if service.data is not None:
+        host_config["Mounts"] = [{"Type": "volume", "Source": volume, "Target": service.data}]
+    if options.runtime is not None:
+        host_config["Runtime"] = options.runtime
+    ready = {} if service.ready is None else {LABEL_READY: service.ready}
+    body = {
+        "Image": service.image,
+        "Hostname": service.name,
+        "Env": [f"{name}={value}" for name, value in service.env.items()],
+        "Labels": {**labels, **ready, LABEL_READY_SECONDS: str(service.ready_seconds)},
+        "HostConfig": host_config,
+        "NetworkingConfig": {"EndpointsConfig": {network: {"Aliases": [service.name]}}},
+    }
+    return {**body, "Cmd": list(service.command)} if service.command else body
+
+
+def _hostname(spec: MachineSpec) -> str:
+    """Return the machine's host name; it would hide a service of the same name from the machine."""
+    taken = any(service.name == spec.hostname for service in spec.services)
+    return f"{spec.hostname}-machine" if taken else spec.hostname
 
 
 def with_secrets(argv: tuple[str, ...]) -> list[str]:

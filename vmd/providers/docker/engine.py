@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -273,3 +273,10 @@ def require_ours(instance: str, found: Any, what: str, name: str, inside: tuple[
         raise ProviderError(
             f"There is a {what} {name} at the engine that is not this daemon's; remove or rename it."
         )
+
+
+async def do_all(*parts: Coroutine[Any, Any, None]) -> None:
+    """Do all to the end before the first error of any is raised, so that none goes on unseen."""
+    for result in await asyncio.gather(*parts, return_exceptions=True):
+        if result is not None:
+            raise result

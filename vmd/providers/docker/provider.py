@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -23,6 +23,7 @@ from vmd.providers.base import (
 from vmd.providers.docker.body import (
     LABEL_INSTANCE,
     LABEL_OPERATION,
+    LABEL_SERVICE,
     LABEL_WORKSPACE,
     WRITE_SECRETS,
     ContainerOptions,
@@ -31,11 +32,12 @@ from vmd.providers.docker.body import (
     with_secrets,
 )
 from vmd.providers.docker.builds import Builds
-from vmd.providers.docker.engine import ANSWER_SECONDS, CONFLICT, Engine, half_close, require_ours
+from vmd.providers.docker.engine import ANSWER_SECONDS, CONFLICT, Engine, do_all, half_close, require_ours
 from vmd.providers.docker.execs import ExecSpawner
 from vmd.providers.docker.kept import KeptOutput
 from vmd.providers.docker.links import CannotSupervise, Links
 from vmd.providers.docker.networks import Networks
+from vmd.providers.docker.services import Services, states_in
 from vmd.providers.docker.snapshots import DockerSnapshots, files_volume
 from vmd.providers.docker.stats import read_cpu_seconds, read_stats
 from vmd.providers.docker.stillness import Stillness
@@ -72,6 +74,7 @@ class DockerProvider:
         self._plain: dict[str, LocalSupervisor] = {}  # of machines that run no supervisor, by ref
         self.snapshots = DockerSnapshots(self._engine, instance, self._stillness)
         self._builds = Builds(self._engine, instance)
+        self._services = Services(self._engine, instance, self._options)
         self._networks = Networks(self._engine, instance, SubnetPool(subnet_pool))
 
     # What the host has.
@@ -123,7 +126,7 @@ class DockerProvider:
     # The life of a machine.
 
     async def create(self, spec: MachineSpec) -> str:
-        """Make volume, network and container, or find those that an earlier try made."""
+        """Make volumes, network, services and container, or find those that an earlier try made."""
         base = f"vmd-{spec.workspace_id}"
         ref = f"{base}-{spec.operation_id}"
         labels = {
@@ -132,13 +135,14 @@ class DockerProvider:
             LABEL_OPERATION: spec.operation_id,
         }
         state, files = f"{base}-state", files_volume(spec.workspace_id, spec.files)
-        await _all(
+        await do_all(
             self._create_volume(files, labels),
             self._create_volume(state, labels),
             self._networks.create(base, labels),
         )
         if spec.snapshot_id is not None:
             spec = evolve(spec, image=await self.snapshots.image_for(spec.snapshot_id, ref))
+        await self._services.create(spec, network=base)
         body = container_body(
             spec, labels, volume=files, state_volume=state, network=base, options=self._options
         )
@@ -161,17 +165,23 @@ class DockerProvider:
         require_ours(self._instance, volume, "volume", name)
 
     async def start(self, ref: str, secrets: Mapping[str, str]) -> Machine:
-        """Start the container, and hand it its secrets through memory."""
-        try:
-            await self._engine.call(f"containers/{ref}/start", "POST")
-        except DockerError as error:
-            raise ProviderError(f"The engine cannot start the machine: {error.message}.") from None
-        if secrets:
-            await self._write_secrets(ref, secrets)
-        machine = await self.inspect(ref)
-        if machine is None or machine.power is not Power.RUNNING:
-            code = None if machine is None else machine.exit_code
-            raise ProviderError(f"The machine ended at once (exit code {code}); does its image have a shell?")
+        """Start the services, then the container, and hand it its secrets through memory."""
+        found = await self._find(ref)
+        if found is None:
+            raise ProviderError(f"The engine cannot start the machine: there is no {ref}.")
+        async with self._services.awake(found["Config"]["Labels"][LABEL_WORKSPACE]):
+            try:
+                await self._engine.call(f"containers/{ref}/start", "POST")
+            except DockerError as error:
+                raise ProviderError(f"The engine cannot start the machine: {error.message}.") from None
+            if secrets:
+                await self._write_secrets(ref, secrets)
+            machine = await self.inspect(ref)
+            if machine is None or machine.power is not Power.RUNNING:
+                code = None if machine is None else machine.exit_code
+                raise ProviderError(
+                    f"The machine ended at once (exit code {code}); does its image have a shell?"
+                )
         return machine
 
     async def _write_secrets(self, ref: str, secrets: Mapping[str, str]) -> None:
@@ -186,7 +196,7 @@ class DockerProvider:
             raise ProviderError(f"The secrets could not be written: {said.decode('utf-8', 'replace')}")
 
     async def stop(self, ref: str, timeout_seconds: int) -> None:
-        """Stop the container; one that is not running is fine."""
+        """Stop the container, then its services; what is not running is fine."""
         self._lose_plain(ref)
         await self._stillness.thaw(ref)
         try:
@@ -199,11 +209,24 @@ class DockerProvider:
             )
         except DockerError as error:
             raise ProviderError(f"The engine cannot stop the machine: {error.message}.") from None
+        found = await self._find(ref)
+        if found is not None:
+            await self._services.stop(found["Config"]["Labels"][LABEL_WORKSPACE])
+
+    async def rest(self, workspace_id: str) -> None:
+        """Stop a workspace's services unless its container runs."""
+        await self._services.rest(workspace_id)
+
+    async def _find(self, ref: str) -> Any:
+        """Return what the engine says of a machine; what is not labelled as ours, or a service, is none."""
+        found = await self._engine.find(f"containers/{ref}/json")
+        labels = {} if found is None else found["Config"]["Labels"]
+        return None if labels.get(LABEL_INSTANCE) != self._instance or LABEL_SERVICE in labels else found
 
     async def inspect(self, ref: str) -> Machine | None:
-        """Return the container as a machine; one that is not labelled as ours is none."""
-        found = await self._engine.find(f"containers/{ref}/json")
-        if found is None or found["Config"]["Labels"].get(LABEL_INSTANCE) != self._instance:
+        """Return the container as a machine, with its services."""
+        found = await self._find(ref)
+        if found is None:
             return None
         state, labels = found["State"], found["Config"]["Labels"]
         is_running = bool(state["Running"])
@@ -217,6 +240,7 @@ class DockerProvider:
             exit_code=None if is_running else state["ExitCode"],
             is_out_of_memory=bool(state.get("OOMKilled")),
             address=address or None,
+            services=await self._services.states(labels[LABEL_WORKSPACE]),
         )
 
     async def execute(self, ref: str, execution: Execution, output: Output) -> int:
@@ -322,15 +346,19 @@ class DockerProvider:
         return read_cpu_seconds(reading)
 
     async def machines(self) -> Sequence[Machine]:
-        """Return every container of this daemon, without exit codes and addresses."""
+        """Return every container of this daemon that is no service, without exit codes and addresses."""
+        containers = await self._list_containers(LABEL_WORKSPACE)
+        services = states_in(containers)
         return [
             Machine(
                 ref=container["Names"][0].removeprefix("/"),
                 workspace_id=container["Labels"][LABEL_WORKSPACE],
                 operation_id=container["Labels"].get(LABEL_OPERATION, ""),
                 power=Power.RUNNING if container["State"] in ("running", "paused") else Power.STOPPED,
+                services=tuple(services.get(container["Labels"][LABEL_WORKSPACE], ())),
             )
-            for container in await self._list_containers(LABEL_WORKSPACE)
+            for container in containers
+            if LABEL_SERVICE not in container["Labels"]
         ]
 
     async def holdings(self) -> Sequence[Holding]:
@@ -341,7 +369,14 @@ class DockerProvider:
             self._list_networks(LABEL_WORKSPACE),
             self._engine.call("images/json", params=self._filters(LABEL_WORKSPACE)),
         )
-        found = [("machine", held, held["Names"][0].removeprefix("/")) for held in containers]
+        found = [
+            (
+                "service" if LABEL_SERVICE in held["Labels"] else "machine",
+                held,
+                held["Names"][0].removeprefix("/"),
+            )
+            for held in containers
+        ]
         found += [("files", held, held["Name"]) for held in volumes]
         found += [("network", held, held["Name"]) for held in networks]
         found += [("image", held, held["Id"]) for held in images]
@@ -386,13 +421,6 @@ class DockerProvider:
 
     def _filters(self, label: str) -> dict[str, str]:
         return {"filters": json.dumps({"label": [f"{LABEL_INSTANCE}={self._instance}", label]})}
-
-
-async def _all(*parts: Coroutine[Any, Any, None]) -> None:
-    """Do all to the end before the first error of any is raised, so that none goes on unseen."""
-    for result in await asyncio.gather(*parts, return_exceptions=True):
-        if result is not None:
-            raise result
 
 
 def _message(error: Exception) -> str:

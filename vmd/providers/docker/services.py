@@ -1,0 +1,237 @@
+"""What runs beside a workspace's machine: one container a service, and a volume where it keeps data.
+
+They are found by their labels, so that they need no record. They follow their machine: started before it and
+stopped after it, by us. The engine restarts one that fails by itself, a few times; after that, and after an
+engine's own restart, `rest` and the next start put things right.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from weakref import WeakValueDictionary
+
+from aiodocker.exceptions import DockerError
+from attrs import frozen
+
+from vmd.model.workspace import Service
+from vmd.providers.base import MachineSpec, ProviderError, ServiceState
+from vmd.providers.docker.body import (
+    LABEL_INSTANCE,
+    LABEL_READY,
+    LABEL_READY_SECONDS,
+    LABEL_SERVICE,
+    LABEL_WORKSPACE,
+    ContainerOptions,
+    service_body,
+)
+from vmd.providers.docker.engine import ANSWER_SECONDS, CONFLICT, Engine, do_all, require_ours
+
+STOP_SECONDS = 10  # for a service to end by itself, however its machine is stopped: it has data to write
+RETRY_SECONDS = 0.2
+TAIL_LINES = 10
+TAIL_CHARACTERS = 1000
+_RUNNING = "running"
+_READY = 0
+
+# Asks a few times in one exec, which costs the engine far more than a look. Left alone, it ends by itself.
+_ASK = """
+left=20
+until /bin/sh -c "$1" >/dev/null 2>&1; do
+    left=$((left - 1)); [ $left -gt 0 ] || exit 1
+    sleep 0.2
+done
+"""
+
+
+@frozen(kw_only=True)
+class _Found:
+    """A service's container as the engine lists it."""
+
+    ref: str
+    state: ServiceState
+    ready: str | None
+    ready_seconds: int
+
+
+class Services:
+    """Makes, starts and stops the services of workspaces."""
+
+    def __init__(self, engine: Engine, instance: str, options: ContainerOptions) -> None:
+        self._engine = engine
+        self._instance = instance
+        self._options = options
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def create(self, spec: MachineSpec, network: str) -> None:
+        """Make the containers and volumes of a machine's services, or find those that are there."""
+        await do_all(*(self._create(spec.workspace_id, service, network) for service in spec.services))
+
+    async def _create(self, workspace_id: str, service: Service, network: str) -> None:
+        name = f"vmd-{workspace_id}-service-{service.name}"
+        labels = {
+            LABEL_INSTANCE: self._instance,
+            LABEL_WORKSPACE: workspace_id,
+            LABEL_SERVICE: service.name,
+        }
+        if service.data is not None:
+            data = {"Name": name, "Labels": labels}
+            require_ours(
+                self._instance, await self._engine.call("volumes/create", "POST", data=data), "volume", name
+            )
+        body = service_body(service, labels, volume=name, network=network, options=self._options)
+        try:
+            await self._engine.call("containers/create", "POST", data=body, params={"name": name})
+        except DockerError as error:
+            if error.status != CONFLICT:
+                raise ProviderError(
+                    f"The engine cannot make the service {service.name}: {error.message}."
+                ) from None
+            found = await self._engine.find(f"containers/{name}/json")
+            require_ours(self._instance, found, "container", name, ("Config",))
+
+    @asynccontextmanager
+    async def awake(self, workspace_id: str) -> AsyncIterator[None]:
+        """Have a workspace's services ready while its machine is started in the block.
+
+        When that fails, and no machine runs, they are stopped again.
+        """
+        async with self._alone(workspace_id):
+            try:
+                await do_all(*(self._start(found) for found in await self._list(workspace_id)))
+                yield
+            except ProviderError:
+                with suppress(ProviderError):
+                    await self._rest(workspace_id)
+                raise
+
+    async def stop(self, workspace_id: str) -> None:
+        """Stop a workspace's services."""
+        async with self._alone(workspace_id):
+            await self._stop(await self._list(workspace_id))
+
+    async def rest(self, workspace_id: str) -> None:
+        """Stop a workspace's services unless a machine of it runs."""
+        async with self._alone(workspace_id):
+            await self._rest(workspace_id)
+
+    async def states(self, workspace_id: str) -> tuple[ServiceState, ...]:
+        """Return how a workspace's services are."""
+        return tuple(found.state for found in await self._list(workspace_id))
+
+    @asynccontextmanager
+    async def _alone(self, workspace_id: str) -> AsyncIterator[None]:
+        """Keep a rest and a start of the same services apart."""
+        lock = self._locks.setdefault(workspace_id, asyncio.Lock())
+        async with lock:
+            yield
+
+    async def _list(self, workspace_id: str) -> list[_Found]:
+        containers = await self._containers(workspace_id)
+        return [_found(container) for container in containers if LABEL_SERVICE in container["Labels"]]
+
+    async def _containers(self, workspace_id: str) -> list[dict[str, Any]]:
+        labels = [f"{LABEL_INSTANCE}={self._instance}", f"{LABEL_WORKSPACE}={workspace_id}"]
+        params = {"all": 1, "filters": json.dumps({"label": labels})}
+        listed: list[dict[str, Any]] = await self._engine.call("containers/json", params=params)
+        return listed
+
+    async def _start(self, service: _Found) -> None:
+        name = service.state.name
+        try:
+            await self._engine.call(f"containers/{service.ref}/start", "POST")
+        except (DockerError, ProviderError) as error:
+            text = error.message if isinstance(error, DockerError) else error
+            raise ProviderError(f"The engine cannot start the service {name}: {text}.") from None
+        try:
+            async with asyncio.timeout(service.ready_seconds):
+                while not await self._is_ready(service):
+                    await self._require_alive(service)
+                    await asyncio.sleep(RETRY_SECONDS)
+        except TimeoutError:
+            said = await self._tail(service.ref)
+            raise ProviderError(
+                f"The service {name} is not ready after {service.ready_seconds} s. It said: {said}"
+            ) from None
+
+    async def _is_ready(self, service: _Found) -> bool:
+        """Whether the service says that it takes connections, given a few seconds to come to it."""
+        if service.ready is None:
+            await self._require_alive(service)
+            return True
+        container = self._engine.streams.containers.container(service.ref)
+        try:
+            with self._engine.translated():
+                run = await container.exec(["/bin/sh", "-c", _ASK, "vmd", service.ready], workdir="/")
+                async with run.start() as stream:
+                    while await stream.read_out() is not None:
+                        pass
+        except (DockerError, ProviderError):
+            return False  # it does not run just now
+        found = await self._engine.find(f"exec/{run.id}/json")
+        return found is not None and found["ExitCode"] == _READY
+
+    async def _require_alive(self, service: _Found) -> None:
+        """Raise ProviderError for a service that ended, and that the engine does not start again."""
+        name = service.state.name
+        found = await self._engine.find(f"containers/{service.ref}/json")
+        if found is None:
+            raise ProviderError(f"The service {name} is gone; rebuild the workspace.")
+        state = found["State"]
+        if not (state["Running"] or state["Restarting"]):
+            why = "ran out of memory" if state.get("OOMKilled") else f"ended with {state['ExitCode']}"
+            raise ProviderError(f"The service {name} {why}. It said: {await self._tail(service.ref)}")
+
+    async def _tail(self, ref: str) -> str:
+        container = self._engine.streams.containers.container(ref)
+        try:
+            with self._engine.translated():
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    lines = await container.log(stdout=True, stderr=True, tail=TAIL_LINES)
+        except (DockerError, ProviderError):
+            return "nothing that can be read."
+        text = " / ".join(line.strip() for line in lines if line.strip())
+        return (text or "nothing")[-TAIL_CHARACTERS:].rstrip(".") + "."
+
+    async def _rest(self, workspace_id: str) -> None:
+        containers = await self._containers(workspace_id)
+        machines = [found for found in containers if LABEL_SERVICE not in found["Labels"]]
+        if not any(machine["State"] in (_RUNNING, "paused") for machine in machines):
+            await self._stop([_found(found) for found in containers if LABEL_SERVICE in found["Labels"]])
+
+    async def _stop(self, services: Sequence[_Found]) -> None:
+        await do_all(*(self._stop_one(service) for service in services))
+
+    async def _stop_one(self, service: _Found) -> None:
+        try:
+            await self._engine.call(
+                f"containers/{service.ref}/stop",
+                "POST",
+                params={"t": STOP_SECONDS},
+                timeout_seconds=STOP_SECONDS + ANSWER_SECONDS,
+                may_be_left=True,
+            )
+        except DockerError as error:
+            text = f"The engine cannot stop the service {service.state.name}: {error.message}."
+            raise ProviderError(text) from None
+
+
+def states_in(containers: Sequence[Mapping[str, Any]]) -> dict[str, list[ServiceState]]:
+    """Return the services among listed containers by their workspace."""
+    states: dict[str, list[ServiceState]] = {}
+    for container in containers:
+        if LABEL_SERVICE in container["Labels"]:
+            states.setdefault(container["Labels"][LABEL_WORKSPACE], []).append(_found(container).state)
+    return states
+
+
+def _found(container: Mapping[str, Any]) -> _Found:
+    labels = container["Labels"]
+    state = ServiceState(name=labels[LABEL_SERVICE], is_running=container["State"] == _RUNNING)
+    return _Found(
+        ref=container["Id"],
+        state=state,
+        ready=labels.get(LABEL_READY),
+        ready_seconds=int(labels.get(LABEL_READY_SECONDS, ANSWER_SECONDS)),
+    )
