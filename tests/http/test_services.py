@@ -54,8 +54,8 @@ async def test_services_are_made_and_started_before_the_machine(house: House) ->
     assert workspace["env"]["PGHOST"] == "postgresql"
     assert workspace["env"]["REDIS_URL"] == "redis://redis:6379/0"
     assert {image.partition(":")[0] for image in host.builds} == {
-        "vmd-plugin-postgresql-postgresql",
-        "vmd-plugin-redis-redis",
+        "vmd-service-postgresql",
+        "vmd-service-redis",
     }
     second = await house.api.make(plugins=["redis"])
     assert (len(host.builds), host.calls["build"]) == (2, 2)  # each once

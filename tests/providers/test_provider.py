@@ -6,7 +6,7 @@ from secrets import token_hex
 
 import pytest
 
-from vmd.model.workspace import Resources
+from vmd.model.workspace import Resources, Service
 from vmd.providers.base import Execution, MachineSpec, Power, Provider, ProviderError, ProviderUnavailable
 from vmd.providers.docker import DockerProvider
 from vmd.providers.fake import FakeProvider
@@ -106,6 +106,39 @@ async def test_files_outlive_the_machine(provider: Provider) -> None:
     await provider.start(new, {})
     await provider.discard(old)
     assert (await run(provider, new, "ls"))[1].split() == ["kept"]
+
+
+async def test_services_follow_their_machine(provider: Provider) -> None:
+    service = Service(name="side", image=IMAGE, command=("sleep", "600"), memory_mb=32, cpus=0.2)
+    first = spec(services=(service,))
+    ref = await provider.create(first)
+    assert await provider.create(first) == ref
+    assert {holding.kind for holding in await provider.holdings()} >= {"machine", "service", "files"}
+
+    async def look(ref: str) -> tuple[Power, list[tuple[str, bool]]]:
+        machine = await provider.inspect(ref)
+        assert machine is not None
+        [listed] = [found for found in await provider.machines() if found.ref == ref]
+        assert (listed.power, listed.services) == (machine.power, machine.services)
+        return machine.power, [(state.name, state.is_running) for state in machine.services]
+
+    assert await look(ref) == (Power.STOPPED, [("side", False)])
+    started = await provider.start(ref, {})
+    assert [(state.name, state.is_running) for state in started.services] == [("side", True)]
+    await provider.rest(first.workspace_id)  # not while the machine runs
+    assert await look(ref) == (Power.RUNNING, [("side", True)])
+    await provider.stop(ref, 1)
+    assert await look(ref) == (Power.STOPPED, [("side", False)])
+    second = await provider.create(spec(workspace_id=first.workspace_id, services=(service,)))
+    await provider.start(second, {})
+    await provider.discard(ref)
+    assert await look(second) == (Power.RUNNING, [("side", True)])
+    await provider.discard(second)
+    await provider.rest(first.workspace_id)
+    await provider.rest(first.workspace_id)
+    await provider.destroy(first.workspace_id)
+    await provider.rest(first.workspace_id)
+    assert list(await provider.holdings()) == []
 
 
 async def test_commands_tell_their_output_and_exit_code(provider: Provider) -> None:
@@ -272,6 +305,7 @@ async def test_a_provider_out_of_reach_says_so(provider: Provider) -> None:
         away.create(spec()),
         away.start("x", {}),
         away.stop("x", 0),
+        away.rest("x"),
         away.inspect("x"),
         away.discard("x"),
         away.destroy("x"),

@@ -2,9 +2,9 @@
 
 from attrs import field, frozen
 
-from vmd.model.workspace import NAME_PATTERN, Service
+from vmd.model.workspace import Service
 
-PLUGIN_ID_PATTERN = NAME_PATTERN
+PLUGIN_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
 
 @frozen(kw_only=True)

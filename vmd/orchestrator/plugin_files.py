@@ -111,7 +111,7 @@ def _folders(directory: Path) -> list[Path]:
 
 def _read(folder: Path, base_image: str) -> Plugin:
     if re.fullmatch(PLUGIN_ID_PATTERN, folder.name) is None:
-        raise Unusable("the folder's name must be lower-case letters, digits and inner hyphens, at most 40")
+        raise Unusable("the folder's name must be letters, digits and inner . _ -, at most 63")
     file = structure(tomllib.loads(_read_text(folder / FILE_NAME)), PluginFile)
     names = [service.name for service in file.services]
     for place, name in enumerate(names):
@@ -125,9 +125,7 @@ def _read(folder: Path, base_image: str) -> Plugin:
         env=dict(file.env),
         ports=file.ports,
         provisioning=file.provisioning,
-        services=tuple(
-            _service(folder.name, place, service, base_image) for place, service in enumerate(file.services)
-        ),
+        services=tuple(_service(place, service, base_image) for place, service in enumerate(file.services)),
     )
 
 
@@ -141,13 +139,13 @@ def _read_text(path: Path) -> str:
     return content.decode("utf-8")
 
 
-def _service(plugin_id: str, place: int, file: ServiceFile, base_image: str) -> Service:
+def _service(place: int, file: ServiceFile, base_image: str) -> Service:
     if (file.image is None) == (file.recipe is None):
         raise Unusable(f"/services/{place}: must have either image or recipe")
     recipe = None if file.recipe is None else file.recipe.replace(BASE_IMAGE_MARK, base_image)
     return Service(
         name=file.name,
-        image=file.image or _image_of(f"{plugin_id}-{file.name}", recipe or ""),
+        image=file.image or _image_of(file.name, recipe or ""),
         recipe=recipe,
         command=file.command,
         env=dict(file.env),
@@ -161,4 +159,4 @@ def _service(plugin_id: str, place: int, file: ServiceFile, base_image: str) -> 
 
 def _image_of(name: str, recipe: str) -> str:
     """Return the name of the image that is built from a recipe, another one for another recipe."""
-    return f"vmd-plugin-{name}:{hashlib.sha256(recipe.encode()).hexdigest()[:_TAG_CHARACTERS]}"
+    return f"vmd-service-{name}:{hashlib.sha256(recipe.encode()).hexdigest()[:_TAG_CHARACTERS]}"

@@ -40,6 +40,11 @@ class Plugins:
         self.plugins = plugins
         self.broken = broken  # id -> why
 
+    @property
+    def images(self) -> frozenset[str]:
+        """The images of all services that workspaces may ask for."""
+        return frozenset(service.image for plugin in self.plugins.values() for service in plugin.services)
+
     async def list(self, actor: Actor, after: str | None, limit: int) -> Page[Plugin]:
         """Return a page of the plugins that can be used, in the order of their ids."""
         require_scope(actor, Scope.READ)
