@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from vmd.orchestrator.operations import Operations
 from vmd.orchestrator.outputs import Outputs
 from vmd.orchestrator.planning import Planner
 from vmd.orchestrator.plugin_files import load_plugins
+from vmd.orchestrator.presets import list_presets, load_rules
 from vmd.orchestrator.probing import Probes
 from vmd.orchestrator.quota import Quotas
 from vmd.orchestrator.shells import Shells
@@ -44,7 +46,7 @@ from vmd.orchestrator.snapshot_files import SnapshotFiles
 from vmd.orchestrator.snapshot_works import SnapshotWorks
 from vmd.orchestrator.snapshots import Snapshots
 from vmd.orchestrator.supervisors import Supervisors
-from vmd.orchestrator.templates import load_catalogue
+from vmd.orchestrator.templates import Catalogue, Templates
 from vmd.orchestrator.tickets import Tickets
 from vmd.orchestrator.timekeeping import Timekeeper
 from vmd.orchestrator.workspaces import Workspaces
@@ -134,16 +136,17 @@ class Daemon:
         )
         hosts = Hosts(machines.nodes(), machines.capacity, overcommit)
         quotas = Quotas(self._database, settings.quota, hosts)
-        catalogue = load_catalogue(
-            self._data_dir / "templates",
-            settings.providers.docker.base_image,
-            settings.workspaces.resources,
-        )
-        for template, why in catalogue.broken.items():
-            log.warning("a template is broken", template=template, why=why)
         plugins = load_plugins(self._data_dir / "plugins", settings.providers.docker.base_image)
         for plugin, why in plugins.broken.items():
             log.warning("a plugin is broken", plugin=plugin, why=why)
+        catalogue = Catalogue(
+            self._data_dir / "templates",
+            settings.providers.docker.base_image,
+            settings.workspaces.resources,
+            known_plugins=plugins.plugins,
+            presets=partial(list_presets, load_rules()),
+        )
+        await catalogue.refresh()
         deadlines = settings.operations.deadlines
         detection = Detection(self._database, machines, quotas, catalogue)
         works = {
@@ -181,10 +184,11 @@ class Daemon:
         planner = Planner(machines, quotas, catalogue, plugins)
         self._machines = machines
         use_cases = UseCases(
-            workspaces=Workspaces(self._database, self._queue, machines, quotas, planner),
-            snapshots=Snapshots(self._database, self._queue, planner, quotas),
+            workspaces=Workspaces(self._database, self._queue, machines, quotas, planner, catalogue),
+            snapshots=Snapshots(self._database, self._queue, planner, catalogue, quotas),
             snapshot_files=snapshot_files,
             probes=self._probes,
+            templates=Templates(catalogue),
             operations=Operations(self._database, self._hub, self._queue, commands),
             commands=commands,
             shells=self._shells,

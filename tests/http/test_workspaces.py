@@ -31,7 +31,7 @@ async def test_a_created_workspace_has_all_fields_of_the_contract(house: House) 
         *("node", "repo", "resources", "env", "labels", "provisioning", "plugins", "ports", "pinned"),
         *("ttl_seconds", "expires_at", "idle_timeout_seconds", "last_activity_at", "created_at"),
         *("updated_at", "started_at", "current_operation", "last_error", "allowed_actions", "connection"),
-        "tunnels",
+        *("tunnels", "parameters"),
     }
     assert (workspace["status"], workspace["health"], workspace["owner"]) == ("running", "ok", "admin")
     assert workspace["env"] == {"A": "1"}

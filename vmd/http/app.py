@@ -21,6 +21,7 @@ from vmd.http.shells import ShellHandlers
 from vmd.http.snapshots import SnapshotHandlers
 from vmd.http.sockets import Sockets
 from vmd.http.streams import Streams
+from vmd.http.templates import TemplateHandlers
 from vmd.http.workspaces import WorkspaceHandlers
 from vmd.orchestrator.accounts import Accounts
 from vmd.orchestrator.commands import Commands
@@ -34,6 +35,7 @@ from vmd.orchestrator.quota import Quotas
 from vmd.orchestrator.shells import Shells
 from vmd.orchestrator.snapshot_files import SnapshotFiles
 from vmd.orchestrator.snapshots import Snapshots
+from vmd.orchestrator.templates import Templates
 from vmd.orchestrator.tickets import Tickets
 from vmd.orchestrator.workspaces import Workspaces
 
@@ -49,6 +51,7 @@ class UseCases:
     snapshots: Snapshots
     snapshot_files: SnapshotFiles
     probes: Probes
+    templates: Templates
     operations: Operations
     commands: Commands
     shells: Shells
@@ -92,6 +95,7 @@ def make_specification() -> dict[str, Any]:
         snapshots=nothing,
         snapshot_files=nothing,
         probes=nothing,
+        templates=nothing,
         operations=nothing,
         commands=nothing,
         shells=nothing,
@@ -120,6 +124,7 @@ def _routes(
         *WorkspaceHandlers(use_cases.workspaces, use_cases.lifetimes).routes(),
         *SnapshotHandlers(use_cases.snapshots, use_cases.snapshot_files, streams).routes(),
         *DetectionHandlers(use_cases.probes).routes(),
+        *TemplateHandlers(use_cases.templates).routes(),
         *OperationHandlers(use_cases.operations, streams, is_closing).routes(),
         *CommandHandlers(use_cases.commands, streams).routes(),
         *shells.routes(),

@@ -34,6 +34,7 @@ class WorkspaceView:
     health: Health
     version: int
     template: str
+    parameters: dict[str, Any]  # with the defaults of those that were not given
     provider: str
     node: str
     repo: Repo | None

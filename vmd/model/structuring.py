@@ -206,7 +206,7 @@ def _field_errors(error: Exception, pointer: str) -> list[FieldError]:
         known = ", ".join(attribute.name for attribute in fields(error.cl))
         return [
             FieldError(
-                pointer=f"{pointer}/{_escape(key[:MAX_SHOWN_CHARACTERS])}",
+                pointer=f"{pointer}/{escape_step(key[:MAX_SHOWN_CHARACTERS])}",
                 detail=f"is not known here; known are {known}",
             )
             for key in sorted(error.extra_fields)[:MAX_ERRORS]
@@ -223,11 +223,11 @@ def _is_step(note: object) -> bool:
 
 
 def _step(note: Any) -> str:
-    return _escape(str(note.name if isinstance(note, AttributeValidationNote) else note.index))
+    return escape_step(str(note.name if isinstance(note, AttributeValidationNote) else note.index))
 
 
-def _escape(step: str) -> str:
-    """Escape one step of a JSON Pointer (RFC 6901)."""
+def escape_step(step: str) -> str:
+    """Return a name as one step of a JSON Pointer (RFC 6901)."""
     return step.replace("~", "~0").replace("/", "~1")
 
 

@@ -239,6 +239,9 @@ class NewWorkspace:
     description: Description = ""
     repo: Repo | None = None
     template: ShortName | None = None
+    parameters: Annotated[
+        dict[str, Any], Meta(max_length=100, description="of the template, by name; it says which it has")
+    ] = field(factory=dict)
     provider: ShortName | None = None
     node: ShortName | None = None
     resources: NewResources | None = None

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from attrs import fields, frozen
+from attrs import evolve, fields, frozen
 from msgspec import UNSET
 
 from vmd.model.account import Actor, Scope
@@ -12,6 +12,7 @@ from vmd.model.quota import demand
 from vmd.model.template import Template
 from vmd.model.workspace import NewResources, NewWorkspace, Resources, Status, Workspace
 from vmd.orchestrator.machines import Machines
+from vmd.orchestrator.parameters import Filled, fill
 from vmd.orchestrator.permissions import require_scope, require_unconfined
 from vmd.orchestrator.plugins import Merged, Plugins
 from vmd.orchestrator.quota import Quotas
@@ -27,6 +28,7 @@ class Resolved:
     """What a request and its template leave no doubt about."""
 
     template: Template
+    filled: Filled
     provider: str
     node: str
     resources: Resources
@@ -49,10 +51,12 @@ class Planner:
         require_scope(actor, Scope.WRITE)
         require_unconfined(actor)
         template = self._catalogue.resolve(wanted.template)
+        filled = fill(template, wanted.parameters)
         provider, node = self._machines.place(wanted.provider, wanted.node)
         resources = merge_resources(template.resources, wanted.resources)
         self._machines.require_capacity(provider, resources)
-        merged = self._plugins.merge(template, wanted)
+        as_filled = evolve(template, env=dict(filled.env), provisioning=filled.provisioning)
+        merged = self._plugins.merge(as_filled, wanted)
         for place, name in enumerate(wanted.secrets):
             if name not in wanted.env:
                 raise invalid_value(f"/secrets/{place}", f"'{name}' is not among the names in env.")
@@ -64,6 +68,7 @@ class Planner:
         )
         return Resolved(
             template=template,
+            filled=filled,
             provider=provider,
             node=node,
             resources=resources,
@@ -74,7 +79,7 @@ class Planner:
 
     def draft(self, tx: Transaction, actor: Actor, wanted: NewWorkspace, resolved: Resolved) -> Workspace:
         """Return the workspace as it would be recorded in this transaction, within its owner's quota."""
-        template, merged = resolved.template, resolved.merged
+        template, filled, merged = resolved.template, resolved.filled, resolved.merged
         taken = demand(resolved.provider, resolved.node, resolved.resources, merged.services)
         self._quotas.require_another(tx, actor.user_id, taken)
         ttl = self._ttl(tx, actor.user_id, wanted, resolved)
@@ -90,7 +95,7 @@ class Planner:
             template=template.id,
             provider=resolved.provider,
             node=resolved.node,
-            image=template.image,
+            image=filled.image,
             repo=wanted.repo,
             resources=resolved.resources,
             env={name: value for name, value in merged.env.items() if name not in wanted.secrets},
@@ -115,6 +120,8 @@ class Planner:
             is_cloned=False,
             is_detecting=wanted.repo is not None and wanted.template is None,
             services=merged.services,
+            parameters=filled.parameters,
+            recipe=filled.recipe,
         )
 
     def _ttl(self, tx: Transaction, owner_id: str, wanted: NewWorkspace, resolved: Resolved) -> int | None:

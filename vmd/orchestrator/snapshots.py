@@ -18,6 +18,7 @@ from vmd.orchestrator.changes import begin, record, require_allowed
 from vmd.orchestrator.permissions import get_workspace, may_see, require_scope, require_unconfined
 from vmd.orchestrator.planning import Planner, Resolved
 from vmd.orchestrator.quota import Quotas
+from vmd.orchestrator.templates import Catalogue
 from vmd.store.database import Database, Transaction
 from vmd.store.idempotency import Once, answer_once
 from vmd.store.snapshots import (
@@ -36,10 +37,18 @@ from vmd.store.workspaces import insert_workspace
 class Snapshots:
     """The use cases of snapshots. What needs a provider is recorded and answered at once."""
 
-    def __init__(self, database: Database, queue: OperationQueue, planner: Planner, quotas: Quotas) -> None:
+    def __init__(
+        self,
+        database: Database,
+        queue: OperationQueue,
+        planner: Planner,
+        catalogue: Catalogue,
+        quotas: Quotas,
+    ) -> None:
         self._database = database
         self._queue = queue
         self._planner = planner
+        self._catalogue = catalogue
         self._quotas = quotas
 
     async def create(
@@ -115,6 +124,7 @@ class Snapshots:
                 actor, once, lambda tx: self._go_back(tx, actor, workspace_id, snapshot_id)
             )
         snapshot = await self.get(actor, workspace_id, snapshot_id)
+        await self._catalogue.refresh()
         given = _within_new_workspace(lambda: _with_origin(snapshot, new))
         resolved = _within_new_workspace(lambda: self._planner.resolve(actor, given))
 

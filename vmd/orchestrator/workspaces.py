@@ -36,6 +36,7 @@ from vmd.orchestrator.permissions import get_running, get_workspace, require_sco
 from vmd.orchestrator.planning import Planner, explicit_fields, name_taken
 from vmd.orchestrator.quota import Quota, Quotas
 from vmd.orchestrator.refusals import refused_by_provider
+from vmd.orchestrator.templates import Catalogue
 from vmd.providers.base import ProviderError, ProviderUnavailable, Stats
 from vmd.store.database import Database, Transaction
 from vmd.store.idempotency import Once, answer_once
@@ -61,15 +62,18 @@ class Workspaces:
         machines: Machines,
         quotas: Quotas,
         planner: Planner,
+        catalogue: Catalogue,
     ) -> None:
         self._database = database
         self._queue = queue
         self._machines = machines
         self._quotas = quotas
+        self._catalogue = catalogue
         self._planner = planner
 
     async def plan(self, actor: Actor, wanted: NewWorkspace) -> Plan:
         """Return what `create` would make, or refuse as it would; nothing is made."""
+        await self._catalogue.refresh()
         resolved = self._planner.resolve(actor, wanted)
 
         def unit(tx: Transaction) -> Plan:
@@ -80,6 +84,7 @@ class Workspaces:
 
     async def create(self, actor: Actor, wanted: NewWorkspace, once: Once | None = None) -> Operation:
         """Record a new workspace, with its quota reserved, and the operation that makes it."""
+        await self._catalogue.refresh()
         resolved = self._planner.resolve(actor, wanted)
 
         def make(tx: Transaction) -> Operation:
