@@ -69,3 +69,26 @@ async def test_what_is_left_of_snapshots_is_found_and_what_is_missing(tmp_path: 
         assert set(held) == {snapshot["id"]}
         held.clear()
         assert await examine(house) == [("missing", snapshot["id"], False)]
+
+
+async def test_images_that_nobody_uses_are_named_and_on_demand_removed(house: House) -> None:
+    await house.ready()
+    templates = house.data_dir / "templates"
+    templates.mkdir()
+    recipe = "FROM {{base}}\\nENV A={{version}}"
+    (templates / "web.toml").write_text(f'recipe = "{recipe}"\n[parameters.version]\ndefault = "1"\n')
+    default = await house.api.make(template="web")
+    (first,) = house.fake.host.builds
+    other = await house.api.make(template="web", parameters={"version": "2"})
+    (second,) = house.fake.host.builds.keys() - {first}
+    assert await examine(house) == []
+    await house.api.done(await house.api.delete(f"/workspaces/{other['id']}"))
+    assert await examine(house) == [("unused-image", second, False)]
+    house.fake.order("remove_image", Fault(error=ProviderError("It is used.")))
+    assert await examine(house, fix=True) == [("unused-image", second, False)]
+    assert await examine(house, fix=True) == [("unused-image", second, True)]
+    (templates / "web.toml").unlink()
+    assert await examine(house, fix=True) == []
+    await house.api.done(await house.api.delete(f"/workspaces/{default['id']}"))
+    assert await examine(house, fix=True) == [("unused-image", first, True)]
+    assert house.fake.host.images == {"vmd-base:bookworm"}

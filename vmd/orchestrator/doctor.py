@@ -25,6 +25,7 @@ class FindingKind(StrEnum):
     MISSING = "missing"  # the books have a machine or a snapshot that the provider does not
     BROKEN_TEMPLATE = "broken-template"
     BROKEN_PLUGIN = "broken-plugin"
+    UNUSED_IMAGE = "unused-image"  # was built, and no template and no workspace has it any more
 
 
 @frozen(kw_only=True)
@@ -57,8 +58,12 @@ class Doctor:
         self._plugins = plugins
 
     async def examine(self, actor: Actor, *, fix: bool) -> tuple[Finding, ...]:
-        """Return what is wrong; with `fix`, destroy orphans first. Nothing unlabelled is ever touched."""
+        """Return what is wrong; with `fix`, destroy orphans first, and images that nobody uses.
+
+        Nothing unlabelled is ever touched.
+        """
         require_admin(actor)
+        await self._catalogue.refresh()
         findings = [
             Finding(kind=FindingKind.BROKEN_TEMPLATE, subject=name, detail=why)
             for name, why in self._catalogue.broken.items()
@@ -79,7 +84,7 @@ class Doctor:
 
     async def _examine(self, provider: Provider, fix: bool) -> list[Finding]:
         # The provider is asked first: what is made after that is in the books by then.
-        holdings = await provider.holdings()
+        holdings, built = await provider.holdings(), await provider.built_images()
         booked = await self._database.read(lambda tx: list_of_provider(tx, provider.name))
         known = {workspace.id for workspace in booked}
         findings = []
@@ -105,6 +110,9 @@ class Doctor:
             if ref is not None and ref not in machines and workspace.current_operation is None:
                 detail = f"the machine {ref} of a workspace that is {workspace.status} is not there"
                 findings.append(Finding(kind=FindingKind.MISSING, subject=workspace.id, detail=detail))
+        used = {workspace.image for workspace in booked} | self._catalogue.images
+        used |= {service.image for workspace in booked for service in workspace.services}
+        findings += [await self._unused(provider, image, fix) for image in built if image not in used]
         await self._forget_settled_leftovers(provider.name, set(orphans))
         return findings
 
@@ -128,6 +136,16 @@ class Doctor:
                 detail = f"the snapshot {snapshot.name!r} of {snapshot.workspace_id} is not there"
                 findings.append(Finding(kind=FindingKind.MISSING, subject=snapshot.id, detail=detail))
         return findings
+
+    @staticmethod
+    async def _unused(provider: Provider, image: str, fix: bool) -> Finding:
+        detail = f"{provider.name} holds an image that was built and is of no use any more"
+        if fix:
+            try:
+                await provider.remove_image(image)
+            except ProviderError as error:
+                fix, detail = False, f"{detail}; it stays: {error}"
+        return Finding(kind=FindingKind.UNUSED_IMAGE, subject=image, detail=detail, is_fixed=fix)
 
     async def _forget_settled_leftovers(self, provider: str, orphans: set[str]) -> None:
         for leftover in await self._database.read(list_leftovers):
