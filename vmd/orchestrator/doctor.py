@@ -110,7 +110,8 @@ class Doctor:
             if ref is not None and ref not in machines and workspace.current_operation is None:
                 detail = f"the machine {ref} of a workspace that is {workspace.status} is not there"
                 findings.append(Finding(kind=FindingKind.MISSING, subject=workspace.id, detail=detail))
-        used = {workspace.image for workspace in booked} | self._catalogue.images
+        used = {workspace.image for workspace in booked} | self._catalogue.images | self._plugins.images
+        used |= {service.image for workspace in booked for service in workspace.services}
         used |= {service.image for workspace in booked for service in workspace.services}
         findings += [await self._unused(provider, image, fix) for image in built if image not in used]
         await self._forget_settled_leftovers(provider.name, set(orphans))
