@@ -101,7 +101,7 @@ async def test_the_machine_gets_exactly_the_given_text(house: House, text: str) 
 
 async def test_a_change_of_the_directory_takes_effect_at_once(house: House) -> None:
     async def ids() -> list[str]:
-        return [item["id"] for item in (await house.api.get("/templates")).json["items"]]
+        return [item["id"] for item in (await house.api.get("/templates?kind=template")).json["items"]]
 
     built_in = ["base", "go", "java", "node", "python", "rust"]
     assert await ids() == built_in
@@ -145,4 +145,22 @@ async def test_presets_are_made_out_of_templates_and_listed_with_them(tmp_path: 
     assert django.kind is TemplateKind.PRESET
     assert django.image == catalogue.resolve("python").image
     assert catalogue.resolve("python").kind is TemplateKind.TEMPLATE
-    assert [template.id for template in catalogue.list_after("base", 2)] == ["django", "go"]
+    assert [template.id for template in catalogue.list_after("python", 2)] == ["rust", "django"]
+
+
+async def test_templates_come_before_presets_and_pages_join(house: House) -> None:
+    found: list[tuple[str, str]] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        params = {"limit": "7", **({"cursor": cursor} if cursor else {})}
+        page = (await house.api.get("/templates", params=params)).json
+        found += [(item["kind"], item["id"]) for item in page["items"]]
+        cursor = page["next_cursor"]
+    kinds = [kind for kind, _ in found]
+    assert kinds == sorted(kinds, reverse=True)
+    assert ("preset", "django") in found
+    for kind in ("template", "preset"):
+        ids = [name for of, name in found if of == kind]
+        assert ids == sorted(set(ids))
+        listed = (await house.api.get("/templates", params={"kind": kind, "limit": "200"})).json["items"]
+        assert [item["id"] for item in listed] == ids

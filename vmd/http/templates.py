@@ -27,6 +27,7 @@ class TemplatesQuery:
 
     limit: Limit = DEFAULT_LIMIT
     cursor: Cursor | None = None
+    kind: TemplateKind | None = None
 
 
 @frozen(kw_only=True)
@@ -59,7 +60,7 @@ class TemplateView:
 
 @frozen(kw_only=True)
 class TemplatePage:
-    """Templates and presets, by id."""
+    """Templates and then presets, each by id."""
 
     items: tuple[TemplateView, ...]
     next_cursor: str | None
@@ -84,11 +85,12 @@ class TemplateHandlers:
         description="What a create may name as its `template`. A broken template is not among them.",
     )
     @takes(query=TemplatesQuery)
-    @returns(200, TemplatePage, "A page, by id.")
+    @returns(200, TemplatePage, "A page: templates, then presets, each by id.")
     async def list(self, request: web.Request) -> web.Response:
         """Return a page of templates and presets."""
         query = read_query(request, TemplatesQuery)
-        page = await self._templates.list(request[ACTOR], _read_cursor(query.cursor), query.limit)
+        after = _read_cursor(query.cursor)
+        page = await self._templates.list(request[ACTOR], after, query.limit, query.kind)
         return respond_page(tuple(_view(template) for template in page.items), page)
 
     @docs(tags=_TAGS, summary="Get a template or preset")

@@ -11,7 +11,7 @@ from attrs import field, frozen
 from vmd.model.account import Actor, Scope
 from vmd.model.errors import invalid_value, not_found
 from vmd.model.page import Page
-from vmd.model.template import Template
+from vmd.model.template import Template, TemplateKind
 from vmd.model.workspace import Resources
 from vmd.orchestrator.parameters import with_defaults
 from vmd.orchestrator.permissions import require_scope
@@ -105,16 +105,26 @@ class Catalogue:
             return contents.offered[wanted]
         if wanted in contents.broken:
             raise invalid_value("/template", f"is broken: {contents.broken[wanted]}; ask an administrator")
-        raise invalid_value("/template", f"is unknown; there are {', '.join(sorted(contents.offered))}")
+        own = sorted(name for name, found in contents.offered.items() if found.kind is TemplateKind.TEMPLATE)
+        raise invalid_value(
+            "/template", f"is unknown; there are {', '.join(own)}, and presets, which GET /templates lists"
+        )
 
     def find(self, template_id: str) -> Template | None:
         """Return a template or preset, None where there is none or it is broken."""
         return self._contents.offered.get(template_id)
 
-    def list_after(self, after: str | None, limit: int) -> list[Template]:
-        """Return up to `limit` templates and presets, by id, beginning after one."""
+    def list_after(self, after: str | None, limit: int, kind: TemplateKind | None = None) -> list[Template]:
+        """Return up to `limit` templates and then presets, each by id, beginning after one."""
         offered = self._contents.offered
-        return [offered[name] for name in sorted(offered) if after is None or name > after][:limit]
+        begin = None if after is None else _place(offered.get(after), after)
+        found = sorted(offered.values(), key=lambda template: _place(template, template.id))
+        return [
+            template
+            for template in found
+            if (kind is None or template.kind is kind)
+            and (begin is None or _place(template, template.id) > begin)
+        ][:limit]
 
     def _load(self) -> _Contents:
         with as_file(files("vmd.orchestrator") / BUILT_IN) as directory:
@@ -150,11 +160,13 @@ class Templates:
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
 
-    async def list(self, actor: Actor, after: str | None, limit: int) -> Page[Template]:
-        """Return a page of the templates and presets that a create may name, by id."""
+    async def list(
+        self, actor: Actor, after: str | None, limit: int, kind: TemplateKind | None = None
+    ) -> Page[Template]:
+        """Return a page of the templates and presets that a create may name, templates first, each by id."""
         require_scope(actor, Scope.READ)
         await self._catalogue.refresh()
-        rows = self._catalogue.list_after(after, limit + 1)
+        rows = self._catalogue.list_after(after, limit + 1, kind)
         return Page.cut(rows, limit, lambda template: template.id)
 
     async def get(self, actor: Actor, template_id: str) -> Template:
@@ -165,6 +177,11 @@ class Templates:
         if template is None:
             raise not_found("template", template_id)
         return template
+
+
+def _place(template: Template | None, template_id: str) -> tuple[bool, str]:
+    """Return where a template stands in a list; one that is gone meanwhile stands where it would as one."""
+    return (template is not None and template.kind is TemplateKind.PRESET, template_id)
 
 
 def _paths_in(directory: Path) -> list[Path]:
