@@ -77,7 +77,7 @@ async def test_a_create_that_fails_says_why_and_can_be_deleted(
     workspace = await house.api.workspace(operation["workspace_id"])
     assert workspace["status"] == "failed"
     assert workspace["last_error"]["detail"] == operation["error"]["detail"]
-    assert workspace["allowed_actions"] == ["start", "rebuild", "snapshot", "restore", "delete"]
+    assert workspace["allowed_actions"] == ["start", "rebuild", "restore", "delete"]
     assert all(machine.power is Power.STOPPED for machine in house.fake.host.machines.values())
     await house.api.done(await house.api.delete(f"/workspaces/{workspace['id']}"))
     assert house.fake.host.machines == {}
@@ -89,7 +89,7 @@ async def test_an_image_that_is_not_there_fails_the_create_with_nothing_left(tmp
         operation = await house.api.wait((await house.api.post("/workspaces", {})).json)
         assert "The image none:1 is not there" in operation["error"]["detail"]
         workspace = await house.api.workspace(operation["workspace_id"])
-        assert workspace["allowed_actions"] == ["rebuild", "delete"]
+        assert workspace["allowed_actions"] == ["rebuild", "restore", "delete"]
 
 
 async def test_dry_run_plans_and_makes_nothing(house: House) -> None:
@@ -269,7 +269,7 @@ async def test_cancel_takes_everything_away_and_leaves_a_failed_workspace(house:
     assert answer.status == 202
     assert (await house.api.wait(created))["status"] == "cancelled"
     workspace = await house.api.workspace(created["workspace_id"])
-    assert (workspace["status"], workspace["allowed_actions"]) == ("failed", ["rebuild", "delete"])
+    assert (workspace["status"], workspace["allowed_actions"]) == ("failed", ["rebuild", "restore", "delete"])
     assert house.fake.host.machines == {}
     again = await house.api.delete(f"/operations/{created['id']}")
     assert (again.status, again.json["code"]) == (409, "invalid-state")
