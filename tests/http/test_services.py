@@ -153,7 +153,7 @@ async def test_a_service_that_does_not_come_up_fails_the_create(house: House) ->
     assert (operation["status"], operation["error"]["code"]) == ("failed", ErrorCode.PROVIDER_ERROR)
     assert "The service redis is not ready after 60 s. It said: no memory." in operation["error"]["detail"]
     workspace = await house.api.workspace(operation["workspace_id"])
-    assert workspace["allowed_actions"] == ["start", "rebuild", "delete"]
+    assert workspace["allowed_actions"] == ["start", "rebuild", "restore", "delete"]
     assert running(host) == []
     await house.api.done(await house.api.post(f"/workspaces/{workspace['id']}/actions/start"))
     assert running(host) == BOTH

@@ -88,7 +88,7 @@ async def _schemathesis(house: House, directory: Path, *arguments: str) -> None:
         *("--exclude-path", "/api/v1/events"),  # it has no end, and tests of its own
         *("--exclude-path", "/api/v1/snapshots/import"),  # takes no JSON, and has tests of its own
         # One worker: Python 3.11 fails when two threads parse source at a time, as its generators do.
-        *("--checks", CHECKS, "--max-examples", "30", "--seed", "7", "--workers", "1", "--no-color"),
+        *("--checks", CHECKS, "--max-examples", "12", "--seed", "7", "--workers", "1", "--no-color"),
         *arguments,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -65,7 +65,7 @@ async def test_the_list_has_pages(house: House) -> None:
     found: list[str] = []
     cursor = ""
     while True:
-        page = (await house.api.get(f"/templates?limit=2{cursor}")).json
+        page = (await house.api.get(f"/templates?kind=template&limit=2{cursor}")).json
         found += [item["id"] for item in page["items"]]
         assert len(page["items"]) == 2
         if page["next_cursor"] is None:
