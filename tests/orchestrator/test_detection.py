@@ -166,7 +166,7 @@ async def test_more_than_the_quota_is_asked_for_in_vain(tmp_path: Path) -> None:
         assert workspace["resources"]["cpus"] == 1
         note = (
             "32 processors and 1024 MiB are asked for, and 1 and 1024 MiB stay, because the quota 'cpus' is "
-            "4 and 1 are in use."
+            "4; 0 are in use and this would take 32 more."
         )
         assert note in log
         assert note in operation["result"]["detected"]["notes"]

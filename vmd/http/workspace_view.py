@@ -95,6 +95,9 @@ def view(workspace: Workspace) -> dict[str, Any]:
     shown = vars(workspace).copy()
     for name in _HIDDEN:
         del shown[name]
+    if workspace.parameters:  # those of a devcontainer, which nobody gave, have a dot in their names
+        given = {name: value for name, value in workspace.parameters.items() if "." not in name}
+        shown["parameters"] = given
     shown["allowed_actions"] = workspace.allowed_actions
     shown["connection"] = {  # a Connection
         "shell": f"/ws/workspaces/{workspace.id}/shell" if workspace.status is Status.RUNNING else None,

@@ -254,12 +254,11 @@ class Detection:
             self._machines.require_capacity(before.provider, grown)
         except Refused:
             return "the host has no more"
-        quota = self._quotas.of_owner(tx, before.owner_id)
-        for name in ("cpus", "memory_mb"):
-            limit, use = getattr(quota.limits, name), getattr(quota.use, name)
-            more = getattr(grown, name) - getattr(before.resources, name)
-            if limit is not None and more > 0 and use + more > limit:
-                return f"the quota '{name}' is {limit:g} and {use:g} are in use"
+        try:
+            self._quotas.require_change(tx, evolve(before, resources=grown))
+        except Refused as refused:
+            reason = refused.detail.partition(". ")[0]
+            return reason[0].lower() + reason[1:]
         return None
 
 
