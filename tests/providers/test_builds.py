@@ -11,7 +11,8 @@ from secrets import token_hex
 import pytest
 
 from tests.providers.test_provider import IMAGE, Said, run, spec
-from vmd.providers.base import ProviderError
+from tests.support.engine import private_engine
+from vmd.providers.base import ProviderError, ProviderUnavailable
 from vmd.providers.docker import DockerProvider
 
 POOL = "10.214.0.0/16"
@@ -33,12 +34,12 @@ def image() -> str:
     return f"vmd-test-built:{token_hex(6)}"
 
 
-def left_of(provider: DockerProvider) -> list[str]:
+def left_of(provider: DockerProvider, *engine: str) -> list[str]:
     """Return every container and image, intermediate ones too, that bears the daemon's label."""
     label = f"label=vmd.instance={provider._instance}"
     found = []
     for kind in (["ps", "-aq"], ["images", "-aq"]):
-        command = ["docker", *kind, "--filter", label]
+        command = ["docker", *engine, *kind, "--filter", label]
         found += subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     return found
 
@@ -184,3 +185,29 @@ async def test_a_machine_bears_its_own_labels_whatever_its_image_bears(
     command = ["docker", "inspect", "-f", "{{json .Config.Labels}}", ref]
     labels = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     assert labels["vmd.workspace"] == wanted.workspace_id
+
+
+async def test_an_engine_that_hangs_or_dies_does_not_hold_a_build(
+    image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("builds.QUIET_SECONDS", "engine.PING_SECONDS", "engine.READ_SECONDS"):
+        monkeypatch.setattr(f"vmd.providers.docker.{name}", 1.0)
+    recipe = f"FROM {IMAGE}\nRUN echo made >/made\nRUN echo begun; sleep 4\n"
+    async with private_engine() as engine:
+        provider = DockerProvider(url=engine.url, instance="test-away", subnet_pool=POOL)
+        assert await provider.has_image(IMAGE)  # a daemon has known its engine for a while
+        for harm, mend in ((engine.freeze, engine.thaw), (engine.kill, None)):
+            said = Said()
+            building = asyncio.create_task(provider.build(image, recipe, said))
+            await said.until("\nbegun\n")
+            harm()
+            with pytest.raises(ProviderUnavailable):
+                await building
+            if mend is not None:
+                mend()
+        await engine.start()
+        said = Said()
+        await provider.build(image, recipe, said)
+        assert await provider.built_images() == [image]
+        assert len(left_of(provider, "-H", engine.url)) == 3  # the images of its steps, and no container
+        await provider.close()
