@@ -273,6 +273,14 @@ async def test_limits_of_cpus_memory_and_disk_are_kept(house: House) -> None:
         assert f"The quota '{named}' is" in refused.json["detail"]
 
 
+async def test_shares_of_processors_that_fill_a_limit_exactly_are_let_in(house: House) -> None:
+    await set_quota(house, "admin", cpus=3.3)
+    await house.api.make(resources={"cpus": 1.1})
+    await house.api.make(resources={"cpus": 2.2})  # as floats, a little more than 3.3 together
+    assert (await use(house.api))["cpus"] == 3.3
+    assert (await house.api.post("/workspaces", {"resources": {"cpus": 0.05}})).status == 403
+
+
 async def test_who_may_see_and_set_a_quota(house: House) -> None:
     ann = await house.member("ann")
     confined = await house.member("bob", scopes=("workspaces:read",))

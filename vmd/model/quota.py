@@ -7,6 +7,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from vmd.model.workspace import MAX_TTL_SECONDS, Resources, Service, Workspace
 
+CPU_DIGITS = 3  # behind the point that sums of processors are told and compared with
 Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 CpuCount = Annotated[float, Meta(ge=0, le=1_000_000_000)]
 TtlLimit = Annotated[int, Meta(ge=60, le=MAX_TTL_SECONDS)]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from attrs import frozen
 
 from vmd.model.errors import ErrorCode, Refused
-from vmd.model.quota import Demand
+from vmd.model.quota import CPU_DIGITS, Demand
 from vmd.model.workspace import POWERED
 from vmd.providers.base import Capacity
 from vmd.store.database import Transaction
@@ -16,8 +16,8 @@ from vmd.store.quotas import sum_promised
 class Overcommit:
     """How many times what a host has may be promised: hardly any machine uses all that it may."""
 
-    cpus: float = 16.0  # shared fairly when they are short, and idle machines use none
-    memory: float = 2.0
+    cpus: float
+    memory: float
 
 
 @frozen(kw_only=True)
@@ -82,17 +82,17 @@ class Hosts:
         limits = None
         if capacity is not None:
             limits = HostAmount(
-                cpus=round(capacity.cpus * self._overcommit.cpus, 2),
+                cpus=round(capacity.cpus * self._overcommit.cpus, CPU_DIGITS),
                 memory_mb=int(capacity.memory_mb * self._overcommit.memory),
             )
-        use = HostAmount(cpus=round(promised.cpus, 2), memory_mb=promised.memory_mb)
+        use = HostAmount(cpus=round(promised.cpus, CPU_DIGITS), memory_mb=promised.memory_mb)
         return HostQuota(provider=provider, node=node, limits=limits, use=use)
 
     @staticmethod
     def _require(
         host: HostQuota, what: str, used: float, more: float, limit: float, there: float, setting: str
     ) -> None:
-        if used + more > limit:
+        if round(used + more, CPU_DIGITS) > limit:
             raise Refused(
                 ErrorCode.QUOTA_EXCEEDED,
                 f"The host '{host.node}' of {host.provider} may promise {limit:g} {what} (it has {there:g}, "

@@ -122,7 +122,6 @@ class Lifetimes:
         self._database = database
         self._queue = queue
         self._signs = signs
-        self._looks = looks
         self._retention = retention
         self._timekeeper = timekeeper
         self._keeps_final = keeps_final

@@ -8,7 +8,7 @@ from attrs import frozen
 
 from vmd.model.account import Actor, Scope
 from vmd.model.errors import ErrorCode, Refused, invalid_value, not_found
-from vmd.model.quota import Demand, Limits, OwnLimits, demand_of
+from vmd.model.quota import CPU_DIGITS, Demand, Limits, OwnLimits, demand_of
 from vmd.model.workspace import POWERED, Workspace
 from vmd.orchestrator.hosts import HostQuota, Hosts
 from vmd.orchestrator.permissions import require_admin, require_scope
@@ -96,7 +96,7 @@ class Quotas:
             use=QuotaUse(
                 workspaces=use.workspaces,
                 running=use.running,
-                cpus=round(use.cpus, 2),
+                cpus=round(use.cpus, CPU_DIGITS),
                 memory_mb=use.memory_mb,
                 disk_mb=use.disk_mb,
                 snapshots=count_snapshots(tx, owner_id),
@@ -163,7 +163,7 @@ class Quotas:
 
 
 def _require(name: str, used: float, more: float, limit: float | None, advice: str) -> None:
-    if limit is not None and used + more > limit:
+    if limit is not None and round(used + more, CPU_DIGITS) > limit:
         raise Refused(
             ErrorCode.QUOTA_EXCEEDED,
             f"The quota '{name}' is {limit:g}; {used:g} are in use and this would take {more:g} more. "
