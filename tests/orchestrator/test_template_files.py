@@ -4,6 +4,7 @@ import pytest
 
 from vmd.model.errors import Refused
 from vmd.model.parameter import Parameter, ParameterType
+from vmd.model.template import Template
 from vmd.model.workspace import Resources
 from vmd.orchestrator.parameters import fill
 from vmd.orchestrator.template_files import BrokenTemplate, read_template
@@ -100,6 +101,13 @@ def test_wrong_parameters_are_refused_with_their_place(
     with pytest.raises(Refused) as refusal:
         fill(template, given)
     assert [error.pointer for error in refusal.value.errors] == pointers
+
+
+def test_without_parameters_nothing_is_a_placeholder() -> None:
+    lines = ("echo '{{name}}'", "echo {{name}}")
+    template = Template(id="x", name="X", image="x:1", recipe="RUN {{name}}", provisioning=lines)
+    filled = fill(template, {})
+    assert (filled.image, filled.recipe, filled.provisioning) == ("x:1", "RUN {{name}}", lines)
 
 
 def test_a_value_that_makes_a_variable_too_long_is_refused(tmp_path: Path) -> None:

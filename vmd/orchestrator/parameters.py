@@ -36,6 +36,14 @@ def fill(template: Template, given: Mapping[str, Any]) -> Filled:
     Raises Refused with every parameter that is unknown, missing or out of its limits.
     """
     parameters = _accept(template, given)
+    if not parameters:
+        return Filled(
+            image=template.image,
+            recipe=template.recipe,
+            env=dict(template.env),
+            provisioning=template.provisioning,
+            parameters={},
+        )
     texts = {name: text_of(value) for name, value in parameters.items()}
     recipe = None if template.recipe is None else replace(template.recipe, texts)
     env = {name: replace(value, texts) for name, value in template.env.items()}
