@@ -14,7 +14,8 @@ from tests.support.process import daemon_process
 from tests.support.typed import Typed, run, start, typed
 from vmd.cli.escapes import Escape, Escapes
 from vmd.cli.patience import PATIENCE_SECONDS, STEADY_SECONDS, Patience
-from vmd.providers.fake import FakeHost, FakeProcess
+from vmd.providers.fake import FakeHost
+from vmd.providers.fake_processes import FakeProcess
 
 
 def local(house: House) -> dict[str, str]:

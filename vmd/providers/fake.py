@@ -25,19 +25,16 @@ from vmd.providers.base import (
     ProviderUnavailable,
     Stats,
 )
+from vmd.providers.fake_processes import FakeSpawner, run_line
 from vmd.providers.fake_services import FakeService, FakeServices
 from vmd.providers.fake_snapshots import FakeSnapshot, FakeSnapshots, files_key
 from vmd.providers.process import (
     Chunk,
     ProcessReport,
-    ProcessSpec,
     Stream,
     Supervisor,
-    TerminalSize,
-    UnknownUser,
 )
 from vmd.providers.supervisor.local import LocalSupervisor
-from vmd.providers.supervisor.local import Output as ProcessOutput
 
 _MIB = 1024 * 1024
 _BUILD_COMMANDS = frozenset({"echo", "exit", "sleep"})
@@ -193,7 +190,7 @@ class FakeProvider:
         for number, step in enumerate(steps, 1):
             await output("stdout", f"Step {number}/{len(steps)} : {step}\n".encode())
             line = step.removeprefix("RUN ")
-            code = await _run_line(line, {}, {}, output) if line.split()[0] in _BUILD_COMMANDS else 0
+            code = await run_line(line, {}, {}, output) if line.split()[0] in _BUILD_COMMANDS else 0
             if code != 0:
                 raise ProviderError(
                     f"Building the image {image} failed at step {number} of {len(steps)}, `{step}`: "
@@ -298,7 +295,7 @@ class FakeProvider:
         if "VMD_REPO_URL" in execution.env:
             return await self._clone(execution.env, files, output)
         env = {**self.host.specs[ref].env, **self.host.secrets[ref], **execution.env}
-        return await _run_line(execution.argv[-1], env, files, output)
+        return await run_line(execution.argv[-1], env, files, output)
 
     async def _look(self, workspace_id: str, files: Mapping[str, str], output: Output) -> int:
         """Answer as the machine of a clean clone would, or one without, unless a test says otherwise."""
@@ -426,89 +423,3 @@ class FakeProvider:
 
     async def close(self) -> None:
         """Do nothing."""
-
-
-async def _run_line(line: str, env: Mapping[str, str], files: dict[str, str], output: Output) -> int:
-    """Run one of a handful of commands."""
-    word, _, rest = line.partition(" ")
-    if word == "echo":
-        text = env.get(rest[1:], "") if rest.startswith("$") else rest
-        await output("stdout", f"{text}\n".encode())
-    elif word == "touch":
-        files[rest] = ""
-    elif word == "ls":
-        await output("stdout", "".join(f"{name}\n" for name in sorted(files)).encode())
-    elif word == "sleep":
-        await asyncio.sleep(float(rest))
-    elif word == "exit":
-        return int(rest)
-    elif word not in ("true", "cd", "{"):  # as the steps begin that install dependencies
-        await output("stderr", f"sh: 1: {word}: not found\n".encode())
-        return 127
-    return 0
-
-
-class FakeSpawner:
-    """Runs the same handful of commands as processes, and `cat`, which prints what it is given."""
-
-    def __init__(self, host: FakeHost, ref: str) -> None:
-        self._host = host
-        self._ref = ref
-
-    async def spawn(self, spec: ProcessSpec, output: ProcessOutput) -> "FakeProcess":
-        """Start a process."""
-        if spec.user.partition(":")[0] not in ("1000", "0", "root", "dev"):
-            raise UnknownUser(f"The user {spec.user} is unknown in the machine.")
-        machine = self._host.machines[self._ref]
-        env = {**self._host.specs[self._ref].env, **spec.env}
-        return FakeProcess(spec, env, self._host.files_of(machine), output)
-
-
-class FakeProcess:
-    """One process; a terminal without a command is a `cat`."""
-
-    def __init__(
-        self, spec: ProcessSpec, env: Mapping[str, str], files: dict[str, str], output: ProcessOutput
-    ) -> None:
-        self.size = spec.terminal
-        self._output = output
-        self._input: asyncio.Queue[bytes] = asyncio.Queue()
-        line = spec.line or " ".join(spec.arguments) or "cat"
-        self._running = asyncio.create_task(self._cat() if line == "cat" else self._run(line, env, files))
-        self._killed_by: int | None = None
-
-    async def _run(self, line: str, env: Mapping[str, str], files: dict[str, str]) -> int:
-        async def output(stream: str, data: bytes) -> None:
-            await self._output(Stream(stream), data)
-
-        return await _run_line(line, env, files, output)
-
-    async def _cat(self) -> int:
-        while data := await self._input.get():
-            await self._output(Stream.STDOUT, data)
-            if self.size is not None and b"exit" in data:
-                return 7
-        return 0
-
-    async def write(self, data: bytes) -> None:
-        """Give it input."""
-        if data:
-            self._input.put_nowait(data)
-
-    async def close_input(self) -> None:
-        """End its input."""
-        self._input.put_nowait(b"")
-
-    async def signal(self, number: int) -> None:
-        """End it by any signal."""
-        self._killed_by = number
-        self._running.cancel()
-
-    async def resize(self, size: TerminalSize) -> None:
-        """Note the size."""
-        self.size = size
-
-    async def wait(self) -> int | None:
-        """Return its exit code."""
-        await asyncio.wait({self._running})
-        return 128 + (self._killed_by or 0) if self._running.cancelled() else self._running.result()
