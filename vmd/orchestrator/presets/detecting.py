@@ -118,6 +118,8 @@ def _candidate(
         # An image of its own: what was found of the repository is told, but nothing is done for it.
         known = {name: getattr(preset, name) for name in ("parts", "evidence", "versions", "ports")}
         preset = evolve(plain, template=None, recipe=None, **known)
+        if devcontainer.ports:
+            preset = evolve(preset, ports=())
     notes = list(devcontainer.notes)
     if devcontainer.build is not None:
         recipe = devcontainer.build.recipe
