@@ -353,21 +353,6 @@ async def test_a_workspace_without_a_machine_expires_without_a_snapshot(house: H
     assert keeper.kept == []
 
 
-async def test_without_a_way_to_keep_none_is_promised(tmp_path: Path) -> None:
-    async with open_house(tmp_path, janitor__interval_seconds=3600, janitor__warning_seconds=0) as house:
-        await house.ready()
-        workspace = await house.api.make(**TTL)
-        house.fake.host.git[workspace["id"]] = DIRTY
-        await age(house, workspace["id"], "expires_at")
-        await sweep(house)
-        [warning] = await warnings(house, workspace["id"])
-        assert warning["final_snapshot"] is False
-        assert "snapshot" not in warning["message"]
-        assert (await lifetime(house, workspace["id"]))["final_snapshot"] is False
-        await sweep(house)
-        await house.api.until(workspace["id"], status="trashed")
-
-
 # What lifetime says.
 
 

@@ -10,8 +10,8 @@ def docker(*arguments: str) -> str:
 
 
 def container_of(workspace_id: str) -> str:
-    """Return the container of a workspace, whether it runs or not."""
-    return docker("ps", "-aq", "--filter", f"label=vmd.workspace={workspace_id}")
+    """Return the container of a workspace's machine, whether it runs or not."""
+    return docker("ps", "-aq", "--filter", f"name=^vmd-{workspace_id}-op-")
 
 
 def in_container(workspace_id: str, line: str, user: str = "1000") -> str:

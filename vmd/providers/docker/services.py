@@ -13,7 +13,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from aiodocker.exceptions import DockerError
-from attrs import frozen
+from attrs import evolve, frozen
 
 from vmd.model.workspace import Service
 from vmd.providers.base import MachineSpec, ProviderError, ServiceState
@@ -118,7 +118,12 @@ class Services:
 
     async def states(self, workspace_id: str) -> tuple[ServiceState, ...]:
         """Return how a workspace's services are."""
-        return tuple(found.state for found in await self._list(workspace_id))
+        return tuple(await asyncio.gather(*map(self._state, await self._list(workspace_id))))
+
+    async def _state(self, found: _Found) -> ServiceState:
+        """Return how one is now, since the engine's list lags behind the events that it tells of."""
+        seen = await self._engine.find(f"containers/{found.ref}/json")
+        return evolve(found.state, is_running=seen is not None and seen["State"]["Status"] == _RUNNING)
 
     @asynccontextmanager
     async def _alone(self, workspace_id: str) -> AsyncIterator[None]:
