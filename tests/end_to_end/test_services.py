@@ -60,6 +60,13 @@ async def make(api: Api, **wanted: Any) -> Any:
     return await api.workspace(operation["workspace_id"])
 
 
+def write_plugin(data_dir: Path, name: str, *lines: str) -> None:
+    """Add a plugin with one service of its name, which keeps no data and does nothing."""
+    (data_dir / "plugins" / name).mkdir(parents=True)
+    service = ("[[services]]", f'name = "{name}"', f'image = "{BASE_IMAGE}"', 'command = ["sleep", "3600"]')
+    (data_dir / "plugins" / name / "plugin.toml").write_text("\n".join([*service, *lines]))
+
+
 def service_of(workspace_id: str, name: str) -> str:
     return f"vmd-{workspace_id}-service-{name}"
 
@@ -168,23 +175,23 @@ async def test_they_rest_when_their_machine_ends_by_itself(api: Api) -> None:
 
 
 async def test_a_create_goes_on_after_a_kill_while_services_come_up(process: Process) -> None:
+    write_plugin(process.data_dir, "gate", 'ready = "test -e /tmp/open"', "ready_seconds = 600")
+    plugins = [*BOTH, "gate"]
     async with await process.start() as api:
-        await make(api)  # so that the images are there
-        created = (await api.post("/workspaces", {"template": "clients", "plugins": BOTH})).json
-        postgresql = service_of(created["workspace_id"], "postgresql")
-        async with asyncio.timeout(60):
-            while docker("ps", "-q", "--filter", f"name=^{postgresql}$") == "":
-                await asyncio.sleep(0.02)
+        created = (await api.post("/workspaces", {"template": "clients", "plugins": plugins})).json
+        gate = service_of(created["workspace_id"], "gate")
+        async with asyncio.timeout(BUILD_SECONDS):
+            while docker("ps", "-q", "--filter", f"name=^{gate}$") == "":
+                await asyncio.sleep(0.05)
         process.kill()
-    machine = container_of(created["workspace_id"])
-    assert state_of(machine) == "created"  # it waits for its services
+    assert state_of(container_of(created["workspace_id"])) == "created"  # it waits for its services
+    docker("exec", gate, "touch", "/tmp/open")
     async with await process.start() as api:
         operation = await api.wait(created, BUILD_SECONDS)
         assert (operation["status"], operation["attempt"]) == ("succeeded", 2), operation
         assert sql(created["workspace_id"], "SELECT 1") == "1"
-        assert len(labelled(process.data_dir)) == 2 * (OF_A_WORKSPACE + OF_A_SERVICE * len(BOTH))
-        for found in (await api.get("/workspaces")).json["items"]:
-            await api.done(await api.delete(f"/workspaces/{found['id']}"))
+        assert len(labelled(process.data_dir)) == OF_A_WORKSPACE + OF_A_SERVICE * len(BOTH) + 1
+        await api.done(await api.delete(f"/workspaces/{created['workspace_id']}"))
         assert labelled(process.data_dir) == []
 
 
@@ -198,10 +205,7 @@ async def test_what_an_engine_starts_again_without_its_machine_is_stopped(
     tmp_path: Path, engine: PrivateEngine
 ) -> None:
     data_dir = tmp_path / "data"
-    (data_dir / "plugins" / "side").mkdir(parents=True)
-    (data_dir / "plugins" / "side" / "plugin.toml").write_text(
-        f'[[services]]\nname = "side"\nimage = "{BASE_IMAGE}"\ncommand = ["sleep", "3600"]\n'
-    )
+    write_plugin(data_dir, "side")
     process = Process(data_dir, {"VMD_PROVIDERS__DOCKER__URL": engine.url})
     async with await process.start() as api:
         workspace = await api.make(plugins=["side"])

@@ -111,7 +111,13 @@ async def test_a_service_is_confined(docker: DockerProvider) -> None:
     ("command", "options", "why"),
     [
         ("echo cannot >&2; exec sleep 600", {"ready": "false"}, "is not ready after 1 s. It said: cannot."),
-        ("echo broken; exit 0", {"ready": "true; sleep 2; false"}, "ended with 0. It said: broken."),
+        (
+            "echo broken; exit 0",
+            {"ready": "true; sleep 2; false"},
+            "ended with exit code 0. It said: broken.",
+        ),
+        (r"printf 'a/b\n\033[31mred \377\0\n'; exit 0", {"ready": "false"}, "It said: a/b / [31mred \ufffd."),
+        ("exit 0", {"ready": "false"}, "ended with exit code 0. It said: nothing."),
         ("echo broken; exit 3", {"ready": "false"}, "is not ready after 1 s. It said: broken"),
     ],
 )

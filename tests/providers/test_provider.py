@@ -118,8 +118,12 @@ async def test_services_follow_their_machine(provider: Provider) -> None:
     async def look(ref: str) -> tuple[Power, list[tuple[str, bool]]]:
         machine = await provider.inspect(ref)
         assert machine is not None
-        [listed] = [found for found in await provider.machines() if found.ref == ref]
-        assert (listed.power, listed.services) == (machine.power, machine.services)
+        async with asyncio.timeout(5):  # an engine's list is a little late
+            while not any(
+                (listed.ref, listed.power, listed.services) == (ref, machine.power, machine.services)
+                for listed in await provider.machines()
+            ):
+                await asyncio.sleep(0.01)
         return machine.power, [(state.name, state.is_running) for state in machine.services]
 
     assert await look(ref) == (Power.STOPPED, [("side", False)])

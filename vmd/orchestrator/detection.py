@@ -187,6 +187,11 @@ class Detection:
         if best is not None:
             explicit = Explicit.of(latest if "explicit" in latest.input else _first_job(tx, before))
             resources, notes = self._resources(tx, before, best, explicit)
+            if best.preset.plugins:
+                named = ", ".join(best.preset.plugins)
+                notes.append(
+                    f"The template's plugins are not added unasked; name them in the request: {named}."
+                )
             changes |= {**self._changes(before, best, explicit), "resources": resources}
         after = evolve(before, **changes)
         told = {name: getattr(after, name) for name in ("template", "ports")} if best is not None else {}
@@ -222,7 +227,6 @@ class Detection:
             if explicit.has_ports
             else tuple(dict.fromkeys((*before.ports, *preset.ports))),
             "provisioning": (*preset.provisioning, *rest),
-            "plugins": tuple(dict.fromkeys((*preset.plugins, *before.plugins))),
             "parameters": parameters,
         }
 

@@ -112,7 +112,6 @@ class Doctor:
                 findings.append(Finding(kind=FindingKind.MISSING, subject=workspace.id, detail=detail))
         used = {workspace.image for workspace in booked} | self._catalogue.images | self._plugins.images
         used |= {service.image for workspace in booked for service in workspace.services}
-        used |= {service.image for workspace in booked for service in workspace.services}
         findings += [await self._unused(provider, image, fix) for image in built if image not in used]
         await self._forget_settled_leftovers(provider.name, set(orphans))
         return findings

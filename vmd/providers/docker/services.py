@@ -7,13 +7,15 @@ engine's own restart, `rest` and the next start put things right.
 
 import asyncio
 import json
+import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from weakref import WeakValueDictionary
 
 from aiodocker.exceptions import DockerError
-from attrs import evolve, frozen
+from aiohttp import ClientTimeout
+from attrs import frozen
 
 from vmd.model.workspace import Service
 from vmd.providers.base import MachineSpec, ProviderError, ServiceState
@@ -26,14 +28,14 @@ from vmd.providers.docker.body import (
     ContainerOptions,
     service_body,
 )
-from vmd.providers.docker.engine import ANSWER_SECONDS, CONFLICT, Engine, do_all, require_ours
+from vmd.providers.docker.engine import ANSWER_SECONDS, CONFLICT, READ_SECONDS, Engine, do_all, require_ours
 
 STOP_SECONDS = 10  # for a service to end by itself, however its machine is stopped: it has data to write
 RETRY_SECONDS = 0.2
 TAIL_LINES = 10
 TAIL_CHARACTERS = 1000
-_RUNNING = "running"
 _READY = 0
+_FRAME = struct.Struct(">4xL")  # a byte of stream and three of nothing, then the size
 
 # Asks a few times in one exec, which costs the engine far more than a look. Left alone, it ends by itself.
 _ASK = """
@@ -50,7 +52,7 @@ class _Found:
     """A service's container as the engine lists it."""
 
     ref: str
-    state: ServiceState
+    name: str
     ready: str | None
     ready_seconds: int
 
@@ -118,12 +120,17 @@ class Services:
 
     async def states(self, workspace_id: str) -> tuple[ServiceState, ...]:
         """Return how a workspace's services are."""
-        return tuple(await asyncio.gather(*map(self._state, await self._list(workspace_id))))
+        services = await self._list(workspace_id)
+        running = await asyncio.gather(*(self._is_running(service.ref) for service in services))
+        return tuple(
+            ServiceState(name=service.name, is_running=is_running)
+            for service, is_running in zip(services, running, strict=True)
+        )
 
-    async def _state(self, found: _Found) -> ServiceState:
-        """Return how one is now, since the engine's list lags behind the events that it tells of."""
-        seen = await self._engine.find(f"containers/{found.ref}/json")
-        return evolve(found.state, is_running=seen is not None and seen["State"]["Status"] == _RUNNING)
+    async def _is_running(self, ref: str) -> bool:
+        """Whether a container runs. The engine's list is late to know, later than its events."""
+        found = await self._engine.find(f"containers/{ref}/json")
+        return found is not None and found["State"]["Running"] and not found["State"]["Restarting"]
 
     @asynccontextmanager
     async def _alone(self, workspace_id: str) -> AsyncIterator[None]:
@@ -134,7 +141,7 @@ class Services:
 
     async def _list(self, workspace_id: str) -> list[_Found]:
         containers = await self._containers(workspace_id)
-        return [_found(container) for container in containers if LABEL_SERVICE in container["Labels"]]
+        return _services_in(containers)
 
     async def _containers(self, workspace_id: str) -> list[dict[str, Any]]:
         labels = [f"{LABEL_INSTANCE}={self._instance}", f"{LABEL_WORKSPACE}={workspace_id}"]
@@ -143,7 +150,7 @@ class Services:
         return listed
 
     async def _start(self, service: _Found) -> None:
-        name = service.state.name
+        name = service.name
         try:
             await self._engine.call(f"containers/{service.ref}/start", "POST")
         except (DockerError, ProviderError) as error:
@@ -179,31 +186,37 @@ class Services:
 
     async def _require_alive(self, service: _Found) -> None:
         """Raise ProviderError for a service that ended, and that the engine does not start again."""
-        name = service.state.name
+        name = service.name
         found = await self._engine.find(f"containers/{service.ref}/json")
         if found is None:
             raise ProviderError(f"The service {name} is gone; rebuild the workspace.")
         state = found["State"]
         if not (state["Running"] or state["Restarting"]):
-            why = "ran out of memory" if state.get("OOMKilled") else f"ended with {state['ExitCode']}"
+            why = (
+                "ran out of memory" if state.get("OOMKilled") else f"ended with exit code {state['ExitCode']}"
+            )
             raise ProviderError(f"The service {name} {why}. It said: {await self._tail(service.ref)}")
 
     async def _tail(self, ref: str) -> str:
-        container = self._engine.streams.containers.container(ref)
+        """Return the end of what a service printed, as a sentence."""
+        params = {"stdout": 1, "stderr": 1, "tail": TAIL_LINES}
         try:
             with self._engine.translated():
-                async with asyncio.timeout(ANSWER_SECONDS):
-                    lines = await container.log(stdout=True, stderr=True, tail=TAIL_LINES)
+                async with self._engine.streams._query(
+                    f"containers/{ref}/logs", params=params, timeout=ClientTimeout(total=READ_SECONDS)
+                ) as response:
+                    content = await response.read()
         except (DockerError, ProviderError):
             return "nothing that can be read."
-        text = " / ".join(line.strip() for line in lines if line.strip())
+        lines = (_printable(line) for line in _unframed(content).decode("utf-8", "replace").splitlines())
+        text = " / ".join(filter(None, lines))
         return (text or "nothing")[-TAIL_CHARACTERS:].rstrip(".") + "."
 
     async def _rest(self, workspace_id: str) -> None:
         containers = await self._containers(workspace_id)
-        machines = [found for found in containers if LABEL_SERVICE not in found["Labels"]]
-        if not any(machine["State"] in (_RUNNING, "paused") for machine in machines):
-            await self._stop([_found(found) for found in containers if LABEL_SERVICE in found["Labels"]])
+        machines = [found["Id"] for found in containers if LABEL_SERVICE not in found["Labels"]]
+        if not any(await asyncio.gather(*(self._is_running(machine) for machine in machines))):
+            await self._stop(_services_in(containers))
 
     async def _stop(self, services: Sequence[_Found]) -> None:
         await do_all(*(self._stop_one(service) for service in services))
@@ -218,7 +231,7 @@ class Services:
                 may_be_left=True,
             )
         except DockerError as error:
-            text = f"The engine cannot stop the service {service.state.name}: {error.message}."
+            text = f"The engine cannot stop the service {service.name}: {error.message}."
             raise ProviderError(text) from None
 
 
@@ -226,17 +239,38 @@ def states_in(containers: Sequence[Mapping[str, Any]]) -> dict[str, list[Service
     """Return the services among listed containers by their workspace."""
     states: dict[str, list[ServiceState]] = {}
     for container in containers:
-        if LABEL_SERVICE in container["Labels"]:
-            states.setdefault(container["Labels"][LABEL_WORKSPACE], []).append(_found(container).state)
+        name = container["Labels"].get(LABEL_SERVICE)
+        if name is not None:
+            state = ServiceState(name=name, is_running=container["State"] == "running")
+            states.setdefault(container["Labels"][LABEL_WORKSPACE], []).append(state)
     return states
 
 
-def _found(container: Mapping[str, Any]) -> _Found:
-    labels = container["Labels"]
-    state = ServiceState(name=labels[LABEL_SERVICE], is_running=container["State"] == _RUNNING)
-    return _Found(
-        ref=container["Id"],
-        state=state,
-        ready=labels.get(LABEL_READY),
-        ready_seconds=int(labels.get(LABEL_READY_SECONDS, ANSWER_SECONDS)),
-    )
+def _services_in(containers: Sequence[Mapping[str, Any]]) -> list[_Found]:
+    """Return the services among listed containers."""
+    return [
+        _Found(
+            ref=container["Id"],
+            name=container["Labels"][LABEL_SERVICE],
+            ready=container["Labels"].get(LABEL_READY),
+            ready_seconds=int(container["Labels"][LABEL_READY_SECONDS]),
+        )
+        for container in containers
+        if LABEL_SERVICE in container["Labels"]
+    ]
+
+
+def _unframed(content: bytes) -> bytes:
+    """Return what a container printed without the engine's own frames."""
+    said, at = bytearray(), 0
+    while at + _FRAME.size <= len(content):
+        (length,) = _FRAME.unpack_from(content, at)
+        at += _FRAME.size
+        said += content[at : at + length]
+        at += length
+    return bytes(said)
+
+
+def _printable(line: str) -> str:
+    """Return a line without what would move a terminal's cursor, or colour it."""
+    return " ".join("".join(each if each.isprintable() else " " for each in line).split())
