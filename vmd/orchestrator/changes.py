@@ -16,11 +16,11 @@ from vmd.model.operation import (
     Progress,
     Verdict,
 )
-from vmd.model.workspace import TRANSITIONS, Action, Status, Workspace
+from vmd.model.workspace import TRANSITIONS, Action, NewWorkspace, Status, Workspace
 from vmd.operations.queue import finish
 from vmd.store.database import Transaction
 from vmd.store.operations import find_job, insert_operation, update_job
-from vmd.store.workspaces import update_workspace
+from vmd.store.workspaces import insert_workspace, update_workspace
 
 _CANCELLABLE = frozenset(
     {
@@ -56,6 +56,13 @@ def save(
     if told:
         _emit(tx, EventType.WORKSPACE_UPDATED, saved, actor, operation_id, told)
     return saved
+
+
+def add(tx: Transaction, actor: Actor, workspace: Workspace, wanted: NewWorkspace) -> None:
+    """Write a new workspace, with the values of the secrets that its request has, and tell of it."""
+    insert_workspace(tx, workspace, {name: wanted.env[name] for name in wanted.secrets})
+    data = {"name": workspace.name, "status": workspace.status}
+    _emit(tx, EventType.WORKSPACE_CREATED, workspace, actor.name, None, data)
 
 
 def begin(

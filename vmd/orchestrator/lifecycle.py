@@ -19,7 +19,14 @@ from vmd.orchestrator import outcomes
 from vmd.orchestrator.changes import leave
 from vmd.orchestrator.detection import Detection, provisioning_user
 from vmd.orchestrator.images import ensure_image
-from vmd.orchestrator.machine_steps import STOP_TIMEOUT_SECONDS, secrets_of, spec_of, switched_off
+from vmd.orchestrator.machine_steps import (
+    STOP_TIMEOUT_SECONDS,
+    bring_back,
+    discard_others,
+    secrets_of,
+    spec_of,
+    switched_off,
+)
 from vmd.orchestrator.machines import Machines
 from vmd.orchestrator.provisioning import clone, provision
 from vmd.orchestrator.restoring import Restoring
@@ -213,19 +220,8 @@ class Lifecycle:
         if swapped is not None:
             return await self._after_swap(job, report, provider, workspace, swapped)
         await report.phase(Phase.CLEANUP, "Bringing the old machine back.")
-        for machine in await provider.machines():
-            if machine.workspace_id == workspace.id and machine.ref != workspace.provider_ref:
-                await provider.discard(machine.ref)
-        old = workspace.provider_ref
-        if old is None:
-            return outcomes.failed(None)
-        if job.input.get("previous") == Status.RUNNING:
-            await provider.start(old, await secrets_of(self._database, workspace))
-            found = await provider.inspect(old)
-        else:
-            found = await switched_off(provider, old)
-        was_failed = job.input.get("previous") == Status.FAILED
-        return outcomes.failed(found) if was_failed else outcomes.as_observed(found)
+        await discard_others(provider, workspace)
+        return await bring_back(self._database, job, provider, workspace)
 
     # The end.
 

@@ -14,7 +14,7 @@ from vmd.model.workspace import Status, Workspace
 from vmd.operations.queue import Settle
 from vmd.operations.report import Report
 from vmd.orchestrator import outcomes
-from vmd.orchestrator.machine_steps import secrets_of, spec_of, switched_off
+from vmd.orchestrator.machine_steps import bring_back, discard_others, secrets_of, spec_of, switched_off
 from vmd.orchestrator.machines import Machines
 from vmd.orchestrator.provisioning import provision
 from vmd.orchestrator.services import ensure_service_images
@@ -57,16 +57,9 @@ class Restoring:
         if swapped is not None:
             return await self._after_swap(job, report, provider, workspace, swapped)
         await report.phase(Phase.CLEANUP, "Bringing the old machine back.")
-        await _discard_others(provider, workspace)
+        await discard_others(provider, workspace)
         await provider.snapshots.discard_files(workspace.id, job.id)
-        old = workspace.provider_ref
-        if old is None:
-            return outcomes.failed(None)
-        if job.input.get("previous") == Status.RUNNING:
-            await provider.start(old, await secrets_of(self._database, workspace))
-        found = await provider.inspect(old)
-        was_failed = job.input.get("previous") == Status.FAILED
-        return outcomes.failed(found) if was_failed else outcomes.as_observed(found)
+        return await bring_back(self._database, job, provider, workspace)
 
     # A new workspace.
 
@@ -84,12 +77,13 @@ class Restoring:
             report.log(f"Not in the snapshot, and not given: the secrets {', '.join(sorted(missing))}.")
         if not job.checkpoint.get("is_unpacked"):
             await report.phase(Phase.RESTORE, "Bringing the files back, while the machine starts.", ref=ref)
-            unpacked, _ = await _both(
+            unpacked, machine = await _both(
                 provider.snapshots.unpack(snapshot.id, workspace.id, None), provider.start(ref, secrets)
             )
             _require_same(unpacked, snapshot)
             await report.checkpoint(is_unpacked=True)
-        machine = await provider.start(ref, secrets)
+        else:
+            machine = await provider.start(ref, secrets)
         await provision(provider, machine, tuple(job.input.get("provisioning", ())), job, report)
         return machine
 
@@ -119,7 +113,7 @@ class Restoring:
         self, job: Job, report: Report, provider: Provider, workspace: Workspace, new: str
     ) -> Settle:
         await report.phase(Phase.SWAP, "Taking the old machine and files away.")
-        await _discard_others(provider, workspace, but=new)
+        await discard_others(provider, workspace, but=new)
         if workspace.provider_ref not in (None, new):
             await provider.discard(str(workspace.provider_ref))  # also what is left when its machine is gone
         if workspace.files != job.id:
@@ -152,14 +146,6 @@ def _is_new(job: Job) -> bool:
 def _require_same(unpacked: Manifest, snapshot: Snapshot) -> None:
     if snapshot.manifest is None or not unpacked.describes(snapshot.manifest):
         raise ProviderError("The files of the snapshot are not those that were kept; restore another one.")
-
-
-async def _discard_others(provider: Provider, workspace: Workspace, but: str | None = None) -> None:
-    """Take away the workspace's machines, but the one that stays: the present one unless another is named."""
-    stays = but or workspace.provider_ref
-    for machine in await provider.machines():
-        if machine.workspace_id == workspace.id and machine.ref != stays:
-            await provider.discard(machine.ref)
 
 
 def _restored(settle: Settle) -> Settle:

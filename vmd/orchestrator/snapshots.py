@@ -14,7 +14,7 @@ from vmd.model.page import Page
 from vmd.model.snapshot import NewSnapshot, Origin, RestoreRequest, Snapshot, SnapshotStatus
 from vmd.model.workspace import Action, NewResources, NewWorkspace, Resources, Status, Workspace
 from vmd.operations.queue import OperationQueue
-from vmd.orchestrator.changes import begin, record, require_allowed
+from vmd.orchestrator.changes import add, begin, record, require_allowed
 from vmd.orchestrator.permissions import get_workspace, may_see, require_scope, require_unconfined
 from vmd.orchestrator.planning import Planner, Resolved
 from vmd.orchestrator.quota import Quotas
@@ -31,7 +31,6 @@ from vmd.store.snapshots import (
     list_snapshots,
     update_snapshot,
 )
-from vmd.store.workspaces import insert_workspace
 
 
 class Snapshots:
@@ -165,15 +164,7 @@ class Snapshots:
         drafted = _within_new_workspace(lambda: self._planner.draft(tx, actor, given, resolved))
         workspace = _as_from(snapshot, drafted, new)
         self._quotas.require_change(tx, workspace)  # what runs beside it counts too
-        insert_workspace(tx, workspace, {name: new.env[name] for name in new.secrets})
-        tx.emit(
-            EventType.WORKSPACE_CREATED,
-            actor=actor.name,
-            owner_id=workspace.owner_id,
-            workspace_id=workspace.id,
-            name=workspace.name,
-            status=workspace.status,
-        )
+        add(tx, actor, workspace, new)
         return begin(
             tx,
             actor,

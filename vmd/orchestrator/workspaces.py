@@ -9,7 +9,6 @@ from msgspec import UNSET
 
 from vmd.model.account import Actor, Scope
 from vmd.model.errors import ErrorCode, Refused, invalid_value
-from vmd.model.event import EventType
 from vmd.model.operation import Operation, OperationType
 from vmd.model.page import Page
 from vmd.model.workspace import (
@@ -23,6 +22,7 @@ from vmd.model.workspace import (
 )
 from vmd.operations.queue import OperationQueue
 from vmd.orchestrator.changes import (
+    add,
     begin,
     require_allowed,
     require_version,
@@ -41,7 +41,7 @@ from vmd.providers.base import ProviderError, ProviderUnavailable, Stats
 from vmd.store.database import Database, Transaction
 from vmd.store.idempotency import Once, answer_once
 from vmd.store.operations import find_job, update_job
-from vmd.store.workspaces import WorkspaceFilter, has_name, insert_workspace, list_workspaces
+from vmd.store.workspaces import WorkspaceFilter, has_name, list_workspaces
 
 
 @frozen(kw_only=True)
@@ -89,15 +89,7 @@ class Workspaces:
 
         def make(tx: Transaction) -> Operation:
             workspace = self._planner.draft(tx, actor, wanted, resolved)
-            insert_workspace(tx, workspace, {name: wanted.env[name] for name in wanted.secrets})
-            tx.emit(
-                EventType.WORKSPACE_CREATED,
-                actor=actor.name,
-                owner_id=workspace.owner_id,
-                workspace_id=workspace.id,
-                name=workspace.name,
-                status=workspace.status,
-            )
+            add(tx, actor, workspace, wanted)
             return begin(
                 tx, actor, workspace, OperationType.CREATE, to=None, explicit=explicit_fields(wanted)
             )
