@@ -170,7 +170,6 @@ class Daemon:
             _retention(settings),
             timekeeper,
             ahead_seconds=interval_seconds,
-            keeps_final=expiry.keeps,
         )
         snapshot_files = SnapshotFiles(self._database, self._queue, machines, quotas)
         self._probes = Probes(self._database, machines, providers, catalogue)

@@ -33,10 +33,9 @@ class WarningTimes:
 class Announcer:
     """Warns of clocks that fire soon, once for each time that one is set to."""
 
-    def __init__(self, looks: GitLooks, times: WarningTimes, *, keeps_final: bool) -> None:
+    def __init__(self, looks: GitLooks, times: WarningTimes) -> None:
         self._looks = looks
         self._times = times
-        self._keeps_final = keeps_final
 
     def warn(self, tx: Transaction) -> list[Workspace]:
         """Warn of what cannot be looked at, and return the workspaces to look at first, for `look_at`."""
@@ -78,7 +77,7 @@ class Announcer:
     def _warn(self, tx: Transaction, firing: Firing, workspace: Workspace, seen: GitState | None) -> None:
         state = seen or known_state(workspace)
         at = max(firing.at, tx.now + firing.notice)
-        keeps = firing.clock is Clock.TTL and self._keeps_final and needs_final(workspace, state)
+        keeps = firing.clock is Clock.TTL and needs_final(workspace, state)
         sentences = [EXPLANATIONS[firing.clock].format(at=f"{at:%Y-%m-%d %H:%M} UTC")]
         sentences.append(describe(workspace, state, is_fresh=seen is not None))
         if keeps:

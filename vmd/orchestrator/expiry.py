@@ -54,19 +54,14 @@ def describe(workspace: Workspace, state: GitState | None, *, is_fresh: bool) ->
 class Expiry:
     """Looks at a workspace that expires once more, and has a final snapshot made if work would be lost."""
 
-    def __init__(self, looks: GitLooks, keep: KeepFinal | None) -> None:
-        """Take what makes final snapshots; with None there are none."""
+    def __init__(self, looks: GitLooks, keep: KeepFinal) -> None:
+        """Take what makes final snapshots."""
         self._looks = looks
         self._keep = keep
 
-    @property
-    def keeps(self) -> bool:
-        """Whether final snapshots are made at all."""
-        return self._keep is not None
-
     async def prepare(self, job: Job, report: Report, workspace: Workspace) -> None:
         """Keep what would be lost; done once, whatever is tried again."""
-        if self._keep is None or job.checkpoint.get("is_kept"):
+        if job.checkpoint.get("is_kept"):
             return
         is_on = workspace.status is Status.STOPPING  # as it is called before that is done
         state = await self._looks.look(workspace) if is_on else None

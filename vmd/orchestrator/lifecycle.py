@@ -69,7 +69,7 @@ class Lifecycle:
         machines: Machines,
         detection: Detection,
         deadlines: Deadlines,
-        before_expiry: Callable[[Job, Report, Workspace], Awaitable[None]] | None = None,
+        before_expiry: Callable[[Job, Report, Workspace], Awaitable[None]],
     ) -> None:
         """Take what is to be done with a workspace that expires before it is stopped."""
         self._database = database
@@ -226,8 +226,7 @@ class Lifecycle:
     # The end.
 
     async def _expire(self, job: Job, report: Report, workspace: Workspace) -> Settle:
-        if self._before_expiry is not None:
-            await self._before_expiry(job, report, workspace)
+        await self._before_expiry(job, report, workspace)
         if workspace.status is Status.STOPPING:
             provider, ref = self._machine_of(workspace)
             await report.phase(Phase.STOP, "Stopping the machine.")

@@ -116,7 +116,6 @@ class Lifetimes:
         timekeeper: Timekeeper,
         *,
         ahead_seconds: float = 0.0,
-        keeps_final: bool = False,
     ) -> None:
         """Warn `ahead_seconds` earlier than need be, which is how long a sweep may come late."""
         self._database = database
@@ -124,13 +123,12 @@ class Lifetimes:
         self._signs = signs
         self._retention = retention
         self._timekeeper = timekeeper
-        self._keeps_final = keeps_final
         times = WarningTimes(
             warning_seconds=retention.warning_seconds,
             ahead_seconds=ahead_seconds,
             grace_seconds=retention.trash_grace_seconds,
         )
-        self._announcer = Announcer(looks, times, keeps_final=keeps_final)
+        self._announcer = Announcer(looks, times)
 
     async def get(self, actor: Actor, workspace_id: str) -> Lifetime:
         """Explain the clocks of one workspace."""
@@ -150,8 +148,7 @@ class Lifetimes:
                 ),
                 last_fired=find_fired(tx, workspace_id),
                 git=workspace.git,
-                final_snapshot=self._keeps_final
-                and workspace.status in _EXPIRING
+                final_snapshot=workspace.status in _EXPIRING
                 and needs_final(workspace, known_state(workspace)),
                 message=_explain(workspace, following, holds),
             )
